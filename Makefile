@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: GPL-2.0-only
+# The verbs of the harness; README says more.
+
+SHELL := /bin/bash
+H := harness
+export KERNEL MIRROR FORCE
+
+# The plans of the test command, MACHINE:KERNEL:SUITE.
+CHECK := amd:debug:xen intel:debug:core-intel-debug amd:debug:core-amd \
+	 amd:default:kvm amd:default:xen intel:default:intel
+LONG  := amd:default:slow
+PLANS ?= $(CHECK)
+RUNFLAGS = $(if $(FILTER),--filter '$(FILTER)') $(if $(V),-v) $(if $(JUNIT),--junit '$(JUNIT)')
+
+.PHONY: help run check check-long test list lint selftest tree export kernel base-test \
+	each static deps clean distclean
+
+help: ## this list
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/\1|\2/p' Makefile | \
+		while IFS='|' read -r v t; do printf '  make %-12s %s\n' "$$v" "$$t"; done
+
+run: ## the main job: base, series, kernel, selftests, a Xen HVM guest on it, a report
+	@t0=$$SECONDS; set -e; \
+	$(H)/deps; $(H)/tree; $(H)/kernel series default; $(H)/image series default; \
+	rc=0; $(H)/run.py amd:default:xen-default || rc=$$?; \
+	$(H)/report.py build/results/last $$((SECONDS - t0)); exit $$rc
+
+check: ## the tests: lint, the harness's own, both vendors, the Xen guest matrix, debug kernel
+	@t0=$$SECONDS; set -e; \
+	$(H)/deps; $(H)/lint; $(H)/tree; $(H)/tests/run; \
+	$(H)/kernel series default; $(H)/image series default; \
+	$(H)/kernel series debug; $(H)/image series debug; \
+	echo "check: built after $$((SECONDS - t0)) s"; \
+	$(H)/run.py --limit $$((5100 - SECONDS + t0)) $(RUNFLAGS) $(PLANS)
+
+check-long: ## the selftests that take minutes each
+	@$(MAKE) -s test PLANS='$(LONG)'
+
+test: kernel ## some plans only: make test PLANS='amd:debug:xen' FILTER=nomsi V=1 JUNIT=file
+	@$(H)/run.py $(RUNFLAGS) $(PLANS)
+
+list: ## the tests of the plans, a line each
+	@$(H)/run.py --list $(RUNFLAGS) $(PLANS)
+
+lint: ## the series without building it: files, git am, checkpatch, changelogs
+	@$(H)/lint
+
+selftest: ## the harness's own tests; no machine is booted
+	@$(H)/tests/run
+
+tree: ## build/linux: the base as one commit, then one a patch; work there
+	@$(H)/tree
+
+export: ## build/linux back to patches/, series and the kernel's folders
+	@$(H)/export
+
+kernel: tree ## the kernels and selftests that PLANS want
+	@set -e; for k in default $$(printf '%s\n' $(PLANS) | cut -d: -f2 | grep -vx default | sort -u); do \
+		$(H)/kernel series $$k; $(H)/image series $$k; done
+
+base-test: ## the plans on the base, with the series' selftests: what fails there?
+	@set -e; $(H)/tree; $(H)/tree base; \
+	for k in default $$(printf '%s\n' $(PLANS) | cut -d: -f2 | grep -vx default | sort -u); do \
+		$(H)/kernel series $$k; $(H)/kernel base $$k; $(H)/image base $$k; done; \
+	$(H)/run.py --tree base $(RUNFLAGS) $(PLANS)
+
+each: ## every patch builds on its own: gcc and clang, =y and =m, KVM_XEN on and off
+	@$(H)/deps all; $(H)/tree; $(H)/each
+
+static: ## sparse, W=1 and kernel-doc: nothing new against the base
+	@$(H)/deps all; $(H)/tree; $(H)/tree base; $(H)/static
+
+deps: ## install what the harness needs (root or sudo)
+	@$(H)/deps
+
+clean: ## remove what was built, but not the work tree
+	rm -rf build/series-* build/base build/results build/each build/static
+
+distclean: ## remove build/ whole; work in build/linux that was not exported is lost
+	rm -rf build

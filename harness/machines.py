@@ -1,0 +1,280 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The machines: how each boots a kernel and an initramfs.
+
+Every machine has two serial lines, the kernel's log and KTAP, each a FIFO that
+the runner reads; nothing is polled.  A machine is a process group of its own
+that the kernel kills with the runner.
+"""
+
+import ctypes
+import os
+import pty
+import selectors
+import shutil
+import signal
+import subprocess
+import time
+
+APPEND = 'console=ttyS0 panic=-1 kvm.force_emulation_prefix=1 kvm.enable_pmu=1'
+
+
+class Process:
+    """A started machine."""
+
+    def __init__(self, plan, argv, fifos, tty=False):
+        self.dir = plan.dir
+        self.fds = {}
+        for name, path in fifos.items():
+            # Read and write, so that it has no end of file before its writer.
+            self.fds[os.open(path, os.O_RDWR | os.O_NONBLOCK)] = name
+        self.logs = {n: open(os.path.join(self.dir, n + '.log'), 'wb', buffering=0) for n in fifos}
+        self.tty = None
+        out = open(os.path.join(self.dir, 'machine.log'), 'wb')
+        stdio = {'stdin': subprocess.DEVNULL, 'stdout': out, 'stderr': out}
+        if tty:
+            self.tty, slave = pty.openpty()
+            stdio = {'stdin': slave, 'stdout': slave, 'stderr': slave}
+        libc = ctypes.CDLL(None)
+
+        def child():
+            libc.prctl(1, signal.SIGKILL)       # PR_SET_PDEATHSIG
+
+        env = dict(os.environ, TERM='vt100')
+        self.process = subprocess.Popen(argv, cwd=self.dir, start_new_session=True,
+                                        preexec_fn=child, env=env, **stdio)
+        if tty:
+            os.close(slave)
+        out.close()
+        self.pidfd = os.pidfd_open(self.process.pid)
+        self.fifos = fifos
+
+    def pump(self, line, done, limit, deadline):
+        """Pass on KTAP lines until the machine ends ('exit'), LIMIT seconds have passed
+        or deadline(), which moves from test to test, has ('limit')."""
+        sel = selectors.DefaultSelector()
+        for fd in self.fds:
+            sel.register(fd, selectors.EVENT_READ)
+        sel.register(self.pidfd, selectors.EVENT_READ)
+        if self.tty is not None:
+            sel.register(self.tty, selectors.EVENT_READ)
+        end = time.monotonic() + limit
+        rest = b''
+        ended = None
+        while ended is None:
+            timeout = min(end, deadline()) - time.monotonic()
+            events = sel.select(timeout) if timeout > 0 else []
+            if not events:
+                ended = 'limit'
+            fds = [key.fd for key, _ in events]
+            if self.pidfd in fds:
+                ended = 'exit'
+                fds = list(self.fds)            # what it wrote last
+            for fd in fds:
+                if fd == self.pidfd:
+                    continue
+                try:
+                    data = os.read(fd, 65536)
+                except (BlockingIOError, OSError):
+                    if fd == self.tty:
+                        sel.unregister(fd)
+                    continue
+                if fd == self.tty:
+                    continue
+                name = self.fds[fd]
+                self.logs[name].write(data)
+                if name != 'ktap':
+                    continue
+                *lines, rest = (rest + data).split(b'\n')
+                for l in lines:
+                    line(l.rstrip(b'\r').decode(errors='replace'))
+                if done() and ended is None:
+                    # All is said; the machine has a moment to power off.
+                    end = min(end, time.monotonic() + 20)
+        return ended
+
+    def status(self):
+        code = self.process.poll()
+        return 'running' if code is None else f'signal {-code}' if code < 0 else f'exit {code}'
+
+    def signal(self):
+        try:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+
+    def kill(self):
+        self.signal()
+        self.process.wait()
+        os.close(self.pidfd)
+        for fd in self.fds:
+            os.close(fd)
+        if self.tty is not None:
+            os.close(self.tty)
+        for log in self.logs.values():
+            log.close()
+
+
+def fifos(plan):
+    paths = {n: os.path.join(plan.dir, 'tmp.' + n) for n in ('console', 'ktap')}
+    for p in paths.values():
+        os.mkfifo(p)
+    return paths
+
+
+def have(program, package):
+    path = shutil.which(program)
+    if not path:
+        raise SystemExit(f'error: there is no {program}; make deps installs it ({package})')
+    return path
+
+
+def hugepages(plan):
+    """dirty_log_page_splitting_test wants 2 GiB of them."""
+    return 'hugepages=1100' if 'kvm:dirty_log_page_splitting_test' in plan.tests else ''
+
+
+class Qemu:
+    """QEMU with the host's KVM."""
+
+    def __init__(self, name):
+        self.name, self.about = name, "QEMU with the host's KVM, nested"
+
+    accel = ['-accel', 'kvm', '-cpu', 'host', '-smp', '2']
+
+    def slowness(self, kernel):
+        return 1 if kernel == 'default' else 5
+
+    def cpus(self, plan):
+        return self.accel
+
+    def start(self, plan, initrd):
+        paths = fifos(plan)
+        argv = [have('qemu-system-x86_64', 'qemu-system-x86'), *self.cpus(plan),
+                '-m', '6G', '-nodefaults', '-no-user-config', '-display', 'none', '-no-reboot',
+                '-kernel', os.path.join(plan.build, 'bzImage'), '-initrd', initrd,
+                '-append', f'{APPEND} {hugepages(plan)}',
+                '-serial', 'file:' + paths['console'], '-serial', 'file:' + paths['ktap']]
+        return Process(plan, argv, paths)
+
+
+class Tcg(Qemu):
+    """QEMU's TCG, which emulates SVM, with -icount: instructions are the clock.
+
+    That makes what a test sees independent of how busy the host is, and it is
+    what keeps the machine alive.  QEMU 10.0's helper_vmrun() leaves the vector
+    of an interrupt that it injects behind in exception_index; if the CPU is
+    kicked out of its loop before the next exception or #VMEXIT, the vector is
+    delivered a second time, to the guest with interrupts off, or to the host
+    with GIF clear.  With a thread a CPU (thread=multi) CPUs kick each other,
+    and of the boots of a Xen guest one in five ended in a crash or a hang;
+    with -icount it is about one in fifteen, all of the guest: see "retry" in
+    expected.
+    """
+
+    def __init__(self, name, smp, shift, thread='single'):
+        self.name, self.smp, self.shift, self.thread = name, smp, shift, thread
+        self.about = 'QEMU, TCG with emulated SVM'
+
+    def cpus(self, plan):
+        shift = self.shift
+        if any(t.startswith('xen:') for t in plan.tests):
+            # Fewer ticks for as many instructions: it boots faster.  Another attempt
+            # is to be another run, not the same one again.
+            shift = plan.attempt - 1
+        argv = ['-accel', f'tcg,thread={self.thread}', '-cpu', 'max,-la57', '-smp', str(self.smp)]
+        if self.thread == 'single':
+            argv += ['-icount', f'shift={shift},sleep=off']
+        return argv
+
+
+BOCHSRC = '''\
+megs: {megs}
+cpu: model=corei7_haswell_4770, count=1, ips=100000000, reset_on_triple_fault=0
+romimage: file=/usr/share/bochs/BIOS-bochs-latest
+vgaromimage: file=/usr/share/bochs/VGABIOS-lgpl-latest
+display_library: term
+boot: cdrom
+ata0-master: type=cdrom, path={iso}, status=inserted
+clock: sync=none
+com1: enabled=1, mode=file, dev={console}
+com2: enabled=1, mode=file, dev={ktap}
+sound: waveoutdrv=dummy
+speaker: enabled=0
+log: {log}
+panic: action=fatal
+error: action=ignore
+info: action=ignore
+'''
+
+ISOLINUX = '''\
+DEFAULT linux
+PROMPT 0
+LABEL linux
+KERNEL /bzImage
+INITRD /initrd
+APPEND {append}
+'''
+
+
+class Bochs:
+    """Bochs emulates VMX with EPT; it boots a CD."""
+
+    name = 'intel-bochs'
+    about = 'Bochs with emulated VMX'
+
+    def slowness(self, kernel):
+        return 5 if kernel == 'default' else 20
+
+    def start(self, plan, initrd):
+        bochs = have('bochs', 'bochs bochs-term bochsbios vgabios')
+        xorriso = have('xorriso', 'xorriso')
+        root = os.path.join(plan.dir, 'tmp-iso')
+        os.makedirs(root)
+        for src, dst in (('/usr/lib/ISOLINUX/isolinux.bin', 'isolinux.bin'),
+                         ('/usr/lib/syslinux/modules/bios/ldlinux.c32', 'ldlinux.c32'),
+                         (os.path.join(plan.build, 'bzImage'), 'bzImage')):
+            shutil.copy(src, os.path.join(root, dst))
+        os.rename(initrd, os.path.join(root, 'initrd'))
+        with open(os.path.join(root, 'isolinux.cfg'), 'w') as f:
+            # Bochs' xsave and string instructions are not to be relied upon.
+            f.write(ISOLINUX.format(append=APPEND + ' nokaslr noxsave clearcpuid=erms,fsrm mitigations=off'))
+        iso = os.path.join(plan.dir, 'tmp.iso')
+        subprocess.run([xorriso, '-as', 'mkisofs', '-quiet', '-o', iso, '-b', 'isolinux.bin',
+                        '-c', 'boot.cat', '-no-emul-boot', '-boot-load-size', '4',
+                        '-boot-info-table', root], check=True,
+                       stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        shutil.rmtree(root)
+        paths = fifos(plan)
+        rc, cmd = os.path.join(plan.dir, 'tmp.bochsrc'), os.path.join(plan.dir, 'tmp.rc')
+        with open(rc, 'w') as f:
+            f.write(BOCHSRC.format(megs=2048, iso=iso, log=os.path.join(plan.dir, 'bochs.log'), **paths))
+        with open(cmd, 'w') as f:
+            f.write('c\n')      # Debian's build has the debugger
+        return Process(plan, [bochs, '-q', '-f', rc, '-rc', cmd], paths, tty=True)
+
+
+def nesting(vendor):
+    """Whether the host's KVM can run a guest of VENDOR that runs guests itself."""
+    module, flag = {'amd': ('kvm_amd', 'svm'), 'intel': ('kvm_intel', 'vmx')}[vendor]
+    try:
+        with open(f'/sys/module/{module}/parameters/nested') as f:
+            on = f.read().strip() in ('Y', '1')
+        with open('/proc/cpuinfo') as f:
+            has = any(flag in l.split() for l in f if l.startswith('flags'))
+    except OSError:
+        return False
+    return on and has and os.access('/dev/kvm', os.R_OK | os.W_OK)
+
+
+def choose(kind):
+    if kind in ('amd', 'intel') and nesting(kind):
+        return Qemu(kind + '-kvm')
+    if kind == 'amd':
+        return Tcg('amd-tcg', 2, 2)
+    if kind == 'amd-mt':
+        return Tcg('amd-mt', 2, 0, 'multi')
+    if kind == 'intel':
+        return Bochs()
+    if kind == 'icount':
+        return Tcg('icount', 1, 0)
+    raise SystemExit(f'error: no such machine: {kind} (amd, amd-mt, intel, icount)')

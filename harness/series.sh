@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: GPL-2.0-only
+# Sourced by tree, export and lint: the series as commits, and back as files.
+
+SERIES=${SERIES:-$TOP/series}
+PATCHES=${PATCHES:-$TOP/patches}
+LINUX=$BUILD/linux
+
+# The names in the series file.  Whole-line comments only: git quiltimport
+# takes no others.
+series_names() { grep -vE '^[[:space:]]*(#|$)' "$SERIES" || :; }
+
+series_hash()
+{
+	{ echo "$1"; cat "$SERIES"; series_names | (cd "$PATCHES" && xargs -r cat); } |
+		sha256sum | cut -d' ' -f1
+}
+
+# The files that patches touch, from their +++ and --- lines.
+touched_files()
+{
+	[ $# -eq 0 ] || sed -nE 's,^(\+\+\+ b|--- a)/([^\t]*).*,\2,p; s,^rename (from|to) ,,p' "$@" | sort -u
+}
+
+# sparse_clone REPOSITORY DIR PATTERN...: a checkout of just these files.
+sparse_clone()
+{
+	local repo=$1 dir=$2
+	shift 2
+
+	pgit clone -q --shared --no-checkout "$repo" "$dir"
+	pgit -C "$dir" sparse-checkout set --no-cone "${@/#//}"
+	pgit -C "$dir" checkout -q -B series
+}
+
+# apply_series DIR: the series as commits on top of DIR's HEAD, no fuzz.
+apply_series()
+{
+	local dir=$1 name out
+
+	while read -r name; do
+		[ -f "$PATCHES/$name" ] || die "series names $name, which is not in patches/"
+		if ! out=$(GIT_COMMITTER_NAME=kvm-gpc GIT_COMMITTER_EMAIL=kvm-gpc@localhost \
+			   pgit -C "$dir" am -q --keep-non-patch --committer-date-is-author-date \
+			   "$PATCHES/$name" 2>&1 </dev/null); then
+			pgit -C "$dir" am --abort 2>/dev/null || :
+			die "$name does not apply to $(pgit -C "$dir" log -1 --format=%s): $(
+				sed -nE 's/^error: (patch failed: )?([^ ]+:[0-9]+|.*)$/\2/p' <<< "$out" |
+				paste -sd, | cut -c1-300)"
+		fi
+	done < <(series_names)
+}
+
+# format_series DIR BASE OUT: patches/ and series of BASE..HEAD.
+format_series()
+{
+	mkdir -p "$3/patches"
+	pgit -C "$1" -c diff.algorithm=myers -c core.quotePath=true -c diff.context=3 \
+		-c diff.interHunkContext=0 -c diff.suppressBlankEmpty=false \
+		-c core.abbrev=12 -c i18n.logOutputEncoding=UTF-8 \
+		format-patch -q --zero-commit --no-signature --full-index -M -N --stat=72 \
+		--no-attach --no-thread --no-cover-letter --no-base --no-notes --no-renames \
+		--src-prefix=a/ --dst-prefix=b/ --indent-heuristic \
+		-o "$3/patches" "$2..HEAD"
+	(cd "$3/patches" && find . -name '*.patch' -printf '%P\n' | sort) > "$3/series"
+}
+
+# series_files DIR BASE: what the kernel's folders hold, "MODE BLOB PATH": every
+# file that the series adds, or rewrites so that less than a third of it is
+# upstream's (git's dissimilarity index is 67 % or more).
+series_files()
+{
+	pgit -C "$1" diff --raw --abbrev=40 --no-renames -B1%/67% "$2" HEAD |
+		awk '{ split($0, f, "\t"); st = $5;
+		       if (st == "A" || st ~ /^M[0-9]/) print $2, $4, f[2] }'
+}
+
+# export_folders DIR BASE OUT
+export_folders()
+{
+	local mode blob path
+
+	while read -r mode blob path; do
+		[[ " $FOLDERS " == *" ${path%%/*} "* ]] ||
+			die "the series adds $path, which is in none of: $FOLDERS"
+		mkdir -p "$3/$(dirname "$path")"
+		pgit -C "$1" cat-file blob "$blob" > "$3/$path"
+		[ "$mode" != 100755 ] || chmod +x "$3/$path"
+	done < <(series_files "$1" "$2")
+}
+
+# same_folders A B: whatever differs between A's and B's kernel folders.
+folder_diff()
+{
+	local d
+
+	for d in $FOLDERS; do
+		mkdir -p "$SCRATCH_EMPTY"
+		diff -rq "$([ -d "$1/$d" ] && echo "$1/$d" || echo "$SCRATCH_EMPTY")" \
+			 "$([ -d "$2/$d" ] && echo "$2/$d" || echo "$SCRATCH_EMPTY")" || :
+		diff <(cd "$1" && [ ! -d $d ] || find $d -type f -perm /111 | sort) \
+		     <(cd "$2" && [ ! -d $d ] || find $d -type f -perm /111 | sort) |
+			sed -n 's/^[<>] /execute permission differs: /p'
+	done
+}

@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The runner's verdict, on machines that are shell scripts."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import unittest
+import xml.etree.ElementTree as ET
+
+HARNESS = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+TOP = os.path.dirname(HARNESS)
+
+# run.py with a machine that runs the shell script $FAKE; $1 is the kernel's
+# log, $2 is KTAP.
+WRAPPER = '''
+import os, sys
+sys.path.insert(0, {harness!r})
+import machines
+class Fake:
+    name, about = 'fake', 'a shell script'
+    def slowness(self, kernel):
+        return 1
+    def start(self, plan, initrd):
+        paths = machines.fifos(plan)
+        return machines.Process(plan, ['sh', os.environ['FAKE'], paths['console'], paths['ktap']], paths)
+machines.choose = lambda kind: Fake()
+import run
+run.kunit_tools = lambda: sys.path.insert(0, {kunit!r})
+sys.exit(run.main())
+'''
+
+PRELUDE = '''
+exec 3>"$1" 4>"$2"
+note() { echo "[    1.0] harness: $*" >&3; echo "harness: $*" >&4; }
+result() { printf 'TAP version 13\\n1..1\\n# selftests: kvm: %s\\n%s\\n' "$1" "$2" >&4; }
+pass() { note begin kvm:$1; result $1 "ok 1 selftests: kvm: $1"; note end kvm:$1 0; }
+note start 7.3.4
+'''
+END = 'note leaks\nnote done 0\n'
+
+
+class Runner(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        out = subprocess.run([os.path.join(HARNESS, 'base')], stdout=subprocess.PIPE, text=True, check=True)
+        cls.kunit = tempfile.mkdtemp(prefix='kvm-gpc-test.')
+        for name in ('kunit_parser.py', 'kunit_printer.py', 'kunit_junit.py'):
+            text = subprocess.run(['git', '-c', 'safe.directory=*', '--git-dir', out.stdout.strip(),
+                                   'cat-file', 'blob', 'HEAD:tools/testing/kunit/' + name],
+                                  stdout=subprocess.PIPE, check=True).stdout
+            with open(os.path.join(cls.kunit, name), 'wb') as f:
+                f.write(text)
+        cls.addClassCleanup(shutil.rmtree, cls.kunit)
+
+    def setUp(self):
+        self.dir = tempfile.mkdtemp(prefix='kvm-gpc-test.')
+        self.addCleanup(shutil.rmtree, self.dir)
+        image = os.path.join(self.dir, 'series-default/image')
+        os.makedirs(image)
+        for part in ('common', 'kvm', 'xen'):
+            open(os.path.join(image, part + '.cpio'), 'w').close()
+        with open(os.path.join(image, 'tests'), 'w') as f:
+            f.write('kvm:one\nkvm:two\n')
+        self.wrapper = os.path.join(self.dir, 'wrapper.py')
+        with open(self.wrapper, 'w') as f:
+            f.write(WRAPPER.format(harness=HARNESS, kunit=self.kunit))
+        self.expected = os.path.join(self.dir, 'expected')
+        open(self.expected, 'w').close()
+
+    def command(self, script, *args):
+        fake = os.path.join(self.dir, 'fake')
+        with open(fake, 'w') as f:
+            f.write(PRELUDE + script)
+        env = dict(os.environ, KVM_GPC_BUILD=self.dir, FAKE=fake)
+        return [sys.executable, self.wrapper, '--expected', self.expected, *args, 'x:default:kvm'], env
+
+    def run_(self, script, *args, expected=''):
+        with open(self.expected, 'w') as f:
+            f.write(expected)
+        argv, env = self.command(script, *args)
+        r = subprocess.run(argv, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=60)
+        return r.returncode, r.stdout, r.stdout.splitlines()[-1]
+
+    def fails(self, script, *says, last=None, **kw):
+        rc, out, end = self.run_(script, **kw)
+        self.assertEqual(rc, 1, out)
+        for s in says:
+            self.assertIn(s, out)
+        if last:
+            self.assertEqual(end, last)
+
+    def passes(self, script, last, **kw):
+        rc, out, end = self.run_(script, **kw)
+        self.assertEqual((rc, end), (0, last), out)
+
+    def test_pass(self):
+        self.passes('pass one\npass two\n' + END, '2 passed, 0 failed, 0 skipped')
+
+    def test_failing_test(self):
+        self.fails('pass one\nnote begin kvm:two\nresult two "not ok 1 selftests: kvm: two # exit=254"\n'
+                   'note end kvm:two 1\n' + END,
+                   'kvm:two: fail: exit=254', 'tests/kvm-two.log', last='1 passed, 1 failed, 0 skipped')
+
+    SKIP = ('pass one\nnote begin kvm:two\necho "# 1..0 # SKIP - no VMX" >&4\n'
+            'result two "ok 1 selftests: kvm: two # SKIP"\nnote end kvm:two 0\n') + END
+
+    def test_unlisted_skip(self):
+        self.fails(self.SKIP, 'kvm:two: skip', 'no VMX', 'not listed', last='1 passed, 1 failed, 0 skipped')
+
+    def test_listed_skip(self):
+        self.passes(self.SKIP, '1 passed, 0 failed, 1 skipped',
+                    expected='fake * * skip kvm:two /no VMX/ -- reason\n')
+
+    def test_skip_for_another_reason(self):
+        self.fails(self.SKIP, 'kvm:two: skip', expected='fake * * skip kvm:two /no SVM/ -- reason\n')
+
+    def test_skip_of_a_case(self):
+        self.fails('pass one\nnote begin kvm:two\n'
+                   'result two "# TAP version 13\n# 1..2\n# ok 1 a\n# ok 2 b # SKIP no\nok 1 selftests: kvm: two"\n'
+                   'note end kvm:two 0\n' + END, 'kvm:two: within it: b skip')
+
+    def test_splat(self):
+        self.fails('pass one\nnote begin kvm:two\necho "[    2.0] BUG: KASAN: slab-use-after-free in x" >&3\n'
+                   'result two "ok 1 selftests: kvm: two"\nnote end kvm:two 0\n' + END,
+                   'kvm:two: splat: BUG: KASAN: slab-use-after-free in x')
+
+    def test_entry_that_no_longer_happens(self):
+        self.fails('pass one\npass two\n' + END, 'expected:1 says "fail", which did not happen',
+                   expected='fake * * fail kvm:two -- reason\n')
+        self.fails('pass one\npass two\n' + END, 'expected:1 says "splat", which did not happen',
+                   expected='fake * * splat kvm:one /KASAN/ -- reason\n')
+
+    def test_entry_without_reason(self):
+        rc, out, _ = self.run_(END, expected='fake * * fail kvm:two\n')
+        self.assertEqual(rc, 2)
+        self.assertIn('expected:1', out)
+
+    def test_died(self):
+        self.fails('pass one\nnote begin kvm:two\nexit 3\n',
+                   'the machine died (exit 3) in kvm:two', 'kvm:two: lost')
+
+    def test_crashed(self):
+        self.fails('pass one\nnote begin kvm:two\necho "[    2.0] Kernel panic - not syncing: x" >&3\n'
+                   'kill -SEGV $$\n', 'died (signal 11) in kvm:two', 'kvm:two: splat: Kernel panic')
+
+    def test_killed(self):
+        rc, out, _ = self.run_('pass one\nnote begin kvm:two\nwhile :; do sleep 60; done\n', '--limit', '1')
+        self.assertEqual(rc, 1)
+        self.assertRegex(out, r'was killed after [12] s in kvm:two')
+
+    def test_retry(self):
+        """The first machine dies in the second test, the next one does not."""
+        flag = os.path.join(self.dir, 'flag')
+        self.passes(f'[ -e {flag} ] || pass one\n[ -e {flag} ] || {{ touch {flag}; note begin kvm:two; exit 3; }}\n'
+                    'pass two\n' + END, '2 passed, 0 failed, 0 skipped', expected='fake * * retry kvm:two -- reason\n')
+        self.fails('pass one\nnote begin kvm:two\nexit 3\n', 'kvm:two: lost',
+                   expected='fake * * retry kvm:two -- reason\n')
+
+    def test_log_without_marks(self):
+        self.fails('exec 3>/dev/null\npass one\npass two\n' + END, 'the scan for splats could not run')
+
+    def test_no_verdict(self):
+        self.fails('pass one\nnote begin kvm:two\nnote end kvm:two 0\n' + END,
+                   'no verdict from the kselftest runner')
+
+    def test_filter_list_junit(self):
+        argv, env = self.command(END, '--list', '--filter', 'one')
+        out = subprocess.run(argv, env=env, text=True, stdout=subprocess.PIPE).stdout
+        self.assertEqual(out, 'fake-default-kvm kvm:one\n')
+        junit = os.path.join(self.dir, 'junit.xml')
+        rc, out, _ = self.run_('pass one\nnote begin kvm:two\nresult two "not ok 1 selftests: kvm: two # exit=1"\n'
+                               'note end kvm:two 1\n' + END, '--junit', junit)
+        root = ET.parse(junit).getroot()
+        self.assertEqual((root.get('tests'), root.get('failures')), ('2', '1'))
+
+    def test_interrupt_leaves_nothing(self):
+        argv, env = self.command('sleep 1000 &\necho "$! $$" >&4\nwait\n')
+        p = subprocess.Popen(argv + ['-v'], env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        for line in p.stdout:
+            m = re.search(r'\| (\d+) (\d+)$', line)
+            if m:
+                break
+        p.send_signal(signal.SIGINT)
+        p.stdout.read()
+        p.stdout.close()
+        self.assertEqual(p.wait(), 130)
+        for pid in m.groups():
+            end = time.monotonic() + 10
+            while time.monotonic() < end:       # until init has reaped it
+                try:
+                    with open(f'/proc/{pid}/stat') as f:
+                        if f.read().rpartition(')')[2].split()[0] == 'Z':
+                            break
+                except FileNotFoundError:
+                    break
+                time.sleep(0.01)
+            else:
+                self.fail(f'{pid} is still there')
+
+    def test_two_at_once(self):
+        argv, env = self.command('pass one\npass two\n' + END)
+        ps = [subprocess.Popen(argv, env=env, text=True, stdout=subprocess.PIPE) for _ in range(4)]
+        outs = [p.communicate()[0] for p in ps]
+        self.assertEqual([p.returncode for p in ps], [0] * 4, outs)
+
+
+if __name__ == '__main__':
+    unittest.main()
