@@ -87,7 +87,7 @@ class Expected:
             die(f'expected:{number}: want "MACHINE KERNEL TREE VERDICT TEST [/RE/] -- REASON"')
         self.machine, self.kernel, self.tree, self.verdict, self.test = fields[:5]
         self.re = re.compile(fields[5].strip().strip('/')) if len(fields) > 5 else None
-        if self.verdict not in ('fail', 'skip', 'splat', 'norun', 'may-skip', 'may-fail', 'may-splat', 'slow', 'retry'):
+        if self.verdict not in ('fail', 'skip', 'splat', 'norun', 'may-skip', 'may-fail', 'may-splat', 'slow'):
             die(f'expected:{number}: no such verdict: {self.verdict}')
         self.number = number
         self.seen_in = set()    # plans
@@ -135,7 +135,6 @@ class Result:
 class Plan:
     def __init__(self, text, args):
         self.text = text
-        self.attempt = 1
         try:
             machine, self.kernel, self.suite = text.split(':')
         except ValueError:
@@ -186,7 +185,6 @@ class Runner:
         self.passed = self.skipped = self.listed = 0
         self.machines = set()   # that run
         self.stopping = False
-        self.retried = 0
         self.t0 = time.monotonic()
 
     def out(self, text):
@@ -200,7 +198,7 @@ class Runner:
         os.replace(tmp, last)
         pool = concurrent.futures.ThreadPoolExecutor(self.args.jobs)
         try:
-            for future in [pool.submit(self.run_plan, plan) for plan in plans]:
+            for future in [pool.submit(self.boot, plan) for plan in plans]:
                 future.result()
         except BaseException:
             self.stopping = True
@@ -212,28 +210,6 @@ class Runner:
             self.judge(plan)
 
     # One machine ---------------------------------------------------------
-
-    def run_plan(self, plan):
-        self.boot(plan)
-        # What the emulator is known to break at random gets three more machines.
-        for attempt in (2, 3, 4):
-            again = [t for t, r in plan.results.items() if r.verdict in (None, 'fail')
-                     and any(e.covers(plan, 'retry', t, '') for e in self.entries)]
-            if not again or self.stopping:
-                break
-            retry = Plan(plan.text, self.args)
-            retry.tests = again
-            retry.name += f'.{attempt}'
-            retry.attempt = attempt
-            self.boot(retry)
-            for t in again:
-                self.out(f'{plan.name} {t}: attempt {attempt} after {plan.results[t].detail or "its machine was lost"}')
-            lost = bool(plan.problems)
-            plan.results.update(retry.results)
-            plan.splats = [s for s in plan.splats if s[0] not in again] + retry.splats
-            if lost:
-                plan.problems, plan.scanned = retry.problems, retry.scanned
-            self.retried += len(again)
 
     def boot(self, plan):
         if time.monotonic() - self.t0 > self.args.limit:
@@ -426,8 +402,7 @@ class Runner:
             for plan, test, text, log in self.unexpected:
                 self.out(f'  {plan.name} {test or "machine"}: {text}\n      {os.path.relpath(log)}')
         self.out(f'\nresults in {os.path.relpath(self.dir)}, {time.monotonic() - self.t0:.0f} s; '
-                 f'{self.listed} failed, skipped or were left out as harness/expected says, '
-                 f'{self.retried} were run again')
+                 f'{self.listed} failed, skipped or were left out as harness/expected says')
         if self.args.junit:
             write_junit(plans, self.args.junit, {(p, t): x for p, t, x, _ in self.unexpected})
         self.out(f'{self.passed} passed, {len(self.unexpected)} failed, {self.skipped} skipped')

@@ -153,14 +153,6 @@ class Runner(unittest.TestCase):
         self.assertEqual(rc, 1)
         self.assertRegex(out, r'was killed after [12] s in kvm:two')
 
-    def test_retry(self):
-        """The first machine dies in the second test, the next one does not."""
-        flag = os.path.join(self.dir, 'flag')
-        self.passes(f'[ -e {flag} ] || pass one\n[ -e {flag} ] || {{ touch {flag}; note begin kvm:two; exit 3; }}\n'
-                    'pass two\n' + END, '2 passed, 0 failed, 0 skipped', expected='fake * * retry kvm:two -- reason\n')
-        self.fails('pass one\nnote begin kvm:two\nexit 3\n', 'kvm:two: lost',
-                   expected='fake * * retry kvm:two -- reason\n')
-
     def test_log_without_marks(self):
         self.fails('exec 3>/dev/null\npass one\npass two\n' + END, 'the scan for splats could not run')
 
