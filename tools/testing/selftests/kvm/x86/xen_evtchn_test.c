@@ -1,44 +1,30 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * Delivery of Xen event channels when a place that an event goes to, i.e.
- * shared_info or the vCPU's vcpu_info, was never registered.
+ * shared_info or the vCPU's vcpu_info, was never registered, and while an event
+ * channel is bound to another vCPU.
  *
  * Each way of raising an event fails or defers the event as documented, KVM
  * does not WARN, and an event that is deferred is there once the vCPU gets its
  * vcpu_info.
  */
+#include <pthread.h>
 #include <sys/eventfd.h>
 
 #include "test_util.h"
-#include "kvm_util.h"
-#include "processor.h"
 #include "kvm_test_harness.h"
+#include "xen.h"
 
 #define XEN_REGION_GPA		0xc0000000ULL
 #define XEN_REGION_SLOT		10
 #define SHINFO_GPA		XEN_REGION_GPA
 #define VCPU_INFO_GPA		(XEN_REGION_GPA + PAGE_SIZE)
 
-#define XEN_HYPERCALL_MSR	0x40000000
 #define EVTCHN_PORT		66
 #define EVTCHN_GSI		32
 
-#define __HYPERVISOR_event_channel_op	32
-#define EVTCHNOP_send			4
-#define EVTCHNSTAT_interdomain		2
-
-/* The 64-bit layouts; only what the test looks at. */
-struct xen_vcpu_info {
-	u8 evtchn_upcall_pending;
-	u8 evtchn_upcall_mask;
-	u64 evtchn_pending_sel;
-};
-
-struct xen_shared_info {
-	u8 vcpu_info[32][64];
-	u64 evtchn_pending[64];
-	u64 evtchn_mask[64];
-};
+#define UPDATE_ROUNDS		2000
+#define UPDATES_PER_ROUND	9
 
 /*
  * KVM puts what is pending for a vCPU into its vcpu_info between two entries,
@@ -56,9 +42,19 @@ static void guest_idle(void)
 
 static void guest_send(void)
 {
-	u32 port = EVTCHN_PORT;
+	xen_guest_send(EVTCHN_PORT);
+	GUEST_DONE();
+}
 
-	__xen_hypercall(__HYPERVISOR_event_channel_op, EVTCHNOP_send, &port);
+static u64 nr_sent;
+static bool stop_sending;
+
+static void guest_send_on(void)
+{
+	while (!READ_ONCE(stop_sending)) {
+		xen_guest_send(EVTCHN_PORT);
+		WRITE_ONCE(nr_sent, nr_sent + 1);
+	}
 	GUEST_DONE();
 }
 
@@ -87,35 +83,6 @@ static int read_warn_count(void)
 	return count;
 }
 
-static struct kvm_irq_routing_xen_evtchn xen_evtchn(struct kvm_vcpu *vcpu)
-{
-	return (struct kvm_irq_routing_xen_evtchn) {
-		.port = EVTCHN_PORT,
-		.vcpu = vcpu->id,
-		.priority = KVM_IRQ_ROUTING_XEN_EVTCHN_PRIO_2LEVEL,
-	};
-}
-
-static void set_shared_info(struct kvm_vm *vm)
-{
-	struct kvm_xen_hvm_attr attr = {
-		.type = KVM_XEN_ATTR_TYPE_SHARED_INFO,
-		.u.shared_info.gfn = SHINFO_GPA / PAGE_SIZE,
-	};
-
-	vm_ioctl(vm, KVM_XEN_HVM_SET_ATTR, &attr);
-}
-
-static void set_vcpu_info(struct kvm_vcpu *vcpu)
-{
-	struct kvm_xen_vcpu_attr attr = {
-		.type = KVM_XEN_VCPU_ATTR_TYPE_VCPU_INFO,
-		.u.gpa = VCPU_INFO_GPA,
-	};
-
-	vcpu_ioctl(vcpu, KVM_XEN_VCPU_SET_ATTR, &attr);
-}
-
 static bool event_is_pending(struct kvm_vm *vm)
 {
 	struct xen_shared_info *shinfo = addr_gpa2hva(vm, SHINFO_GPA);
@@ -131,22 +98,10 @@ FIXTURE(xen_evtchn) {
 
 FIXTURE_SETUP(xen_evtchn)
 {
-	struct kvm_xen_hvm_config config = {
-		.flags = KVM_XEN_HVM_CONFIG_INTERCEPT_HCALL |
-			 KVM_XEN_HVM_CONFIG_EVTCHN_SEND,
-		.msr = XEN_HYPERCALL_MSR,
-	};
-	struct kvm_xen_hvm_attr long_mode = {
-		.type = KVM_XEN_ATTR_TYPE_LONG_MODE,
-		.u.long_mode = 1,
-	};
-
 	self->vm = vm_create_with_one_vcpu(&self->vcpu, guest_idle);
 	vm_userspace_mem_region_add(self->vm, VM_MEM_SRC_ANONYMOUS,
 				    XEN_REGION_GPA, XEN_REGION_SLOT, 2, 0);
-
-	vm_ioctl(self->vm, KVM_XEN_HVM_CONFIG, &config);
-	vm_ioctl(self->vm, KVM_XEN_HVM_SET_ATTR, &long_mode);
+	xen_enable(self->vm);
 
 	rearm_warn_once();
 	self->warn_count = read_warn_count();
@@ -161,35 +116,22 @@ FIXTURE_TEARDOWN(xen_evtchn)
 
 TEST_F(xen_evtchn, ioctl_without_shared_info)
 {
-	struct kvm_irq_routing_xen_evtchn e = xen_evtchn(self->vcpu);
+	struct kvm_irq_routing_xen_evtchn e = xen_evtchn(self->vcpu, EVTCHN_PORT);
 
 	EXPECT_EQ(__vm_ioctl(self->vm, KVM_XEN_HVM_EVTCHN_SEND, &e), -1);
 	EXPECT_EQ(errno, EINVAL);
 
 	/* The failure leaves nothing behind that is in the way of success. */
-	set_shared_info(self->vm);
+	xen_set_shared_info(self->vm, SHINFO_GPA);
 	EXPECT_FALSE(event_is_pending(self->vm));
-	vm_ioctl(self->vm, KVM_XEN_HVM_EVTCHN_SEND, &e);
+	xen_evtchn_send(self->vcpu, EVTCHN_PORT);
 	EXPECT_TRUE(event_is_pending(self->vm));
 }
 
 TEST_F(xen_evtchn, irqfd_without_shared_info)
 {
-	struct {
-		struct kvm_irq_routing info;
-		struct kvm_irq_routing_entry entry;
-	} routing = {
-		.info.nr = 1,
-		.entry = {
-			.gsi = EVTCHN_GSI,
-			.type = KVM_IRQ_ROUTING_XEN_EVTCHN,
-			.u.xen_evtchn = xen_evtchn(self->vcpu),
-		},
-	};
-	int fd = kvm_new_eventfd();
+	int fd = xen_irqfd(self->vcpu, EVTCHN_GSI, EVTCHN_PORT);
 
-	vm_ioctl(self->vm, KVM_SET_GSI_ROUTING, &routing.info);
-	kvm_assign_irqfd(self->vm, EVTCHN_GSI, fd);
 	TEST_ASSERT_EQ(eventfd_write(fd, 1), 0);
 
 	/* The event goes to a worker; deassigning the irqfd waits for it. */
@@ -199,37 +141,15 @@ TEST_F(xen_evtchn, irqfd_without_shared_info)
 
 TEST_F(xen_evtchn, timer_without_shared_info)
 {
-	struct kvm_xen_vcpu_attr timer = {
-		.type = KVM_XEN_VCPU_ATTR_TYPE_TIMER,
-		.u.timer = {
-			.port = EVTCHN_PORT,
-			.priority = KVM_IRQ_ROUTING_XEN_EVTCHN_PRIO_2LEVEL,
-			.expires_ns = 1,
-		},
-	};
-
 	/* In the past: pending at once, for the vCPU to deliver. */
-	vcpu_ioctl(self->vcpu, KVM_XEN_VCPU_SET_ATTR, &timer);
+	xen_set_timer(self->vcpu, EVTCHN_PORT, 1);
 	vcpu_run(self->vcpu);
 	TEST_ASSERT_KVM_EXIT_REASON(self->vcpu, KVM_EXIT_IO);
 }
 
 TEST_F(xen_evtchn, hypercall_without_shared_info)
 {
-	struct kvm_xen_hvm_attr send = {
-		.type = KVM_XEN_ATTR_TYPE_EVTCHN,
-		.u.evtchn = {
-			.send_port = EVTCHN_PORT,
-			.type = EVTCHNSTAT_interdomain,
-			.deliver.port = {
-				.port = EVTCHN_PORT,
-				.vcpu = self->vcpu->id,
-				.priority = KVM_IRQ_ROUTING_XEN_EVTCHN_PRIO_2LEVEL,
-			},
-		},
-	};
-
-	vm_ioctl(self->vm, KVM_XEN_HVM_SET_ATTR, &send);
+	xen_bind_evtchn(self->vcpu, EVTCHN_PORT, 0);
 	vcpu_arch_set_entry_point(self->vcpu, guest_send);
 	vcpu_run(self->vcpu);
 
@@ -241,11 +161,10 @@ TEST_F(xen_evtchn, hypercall_without_shared_info)
 
 TEST_F(xen_evtchn, pending_without_vcpu_info)
 {
-	struct kvm_irq_routing_xen_evtchn e = xen_evtchn(self->vcpu);
 	struct xen_vcpu_info *vi = addr_gpa2hva(self->vm, VCPU_INFO_GPA);
 
-	set_shared_info(self->vm);
-	vm_ioctl(self->vm, KVM_XEN_HVM_EVTCHN_SEND, &e);
+	xen_set_shared_info(self->vm, SHINFO_GPA);
+	xen_evtchn_send(self->vcpu, EVTCHN_PORT);
 	EXPECT_TRUE(event_is_pending(self->vm));
 
 	/* The vCPU finds the event pending and has nowhere to put it... */
@@ -255,18 +174,90 @@ TEST_F(xen_evtchn, pending_without_vcpu_info)
 	EXPECT_EQ(vi->evtchn_pending_sel, 0);
 
 	/* ... and delivers it as soon as it has. */
-	set_vcpu_info(self->vcpu);
+	xen_set_vcpu_info(self->vcpu, VCPU_INFO_GPA);
 	vcpu_run(self->vcpu);
 	TEST_ASSERT_KVM_EXIT_REASON(self->vcpu, KVM_EXIT_IO);
 	EXPECT_EQ(vi->evtchn_upcall_pending, 1);
 	EXPECT_EQ(vi->evtchn_pending_sel, BIT_ULL(EVTCHN_PORT / 64));
 }
 
+FIXTURE(xen_evtchn_update) {
+	struct kvm_vcpu *vcpus[2];
+	struct xen_vcpu_info *vi[2];
+	struct xen_shared_info *shinfo;
+	struct kvm_vm *vm;
+};
+
+FIXTURE_SETUP(xen_evtchn_update)
+{
+	int i;
+
+	self->vm = vm_create_with_vcpus(2, guest_send_on, self->vcpus);
+	vm_userspace_mem_region_add(self->vm, VM_MEM_SRC_ANONYMOUS,
+				    XEN_REGION_GPA, XEN_REGION_SLOT, 3, 0);
+	xen_enable(self->vm);
+	xen_set_shared_info(self->vm, SHINFO_GPA);
+	self->shinfo = addr_gpa2hva(self->vm, SHINFO_GPA);
+	for (i = 0; i < 2; i++) {
+		xen_set_vcpu_info(self->vcpus[i], VCPU_INFO_GPA + i * PAGE_SIZE);
+		self->vi[i] = addr_gpa2hva(self->vm, VCPU_INFO_GPA + i * PAGE_SIZE);
+	}
+}
+
+FIXTURE_TEARDOWN(xen_evtchn_update)
+{
+	kvm_vm_free(self->vm);
+}
+
+static void *run_vcpu(void *vcpu)
+{
+	vcpu_run(vcpu);
+	TEST_ASSERT_EQ(get_ucall(vcpu, NULL), UCALL_DONE);
+	return NULL;
+}
+
+/* Once two more are sent, one was sent from beginning to end after the call. */
+static void await_event(struct kvm_vm *vm)
+{
+	u64 *sent = addr_gva2hva(vm, (gva_t)&nr_sent);
+	u64 start = READ_ONCE(*sent);
+
+	while (READ_ONCE(*sent) < start + 2)
+		sched_yield();
+}
+
+TEST_F(xen_evtchn_update, while_sending)
+{
+	bool *stop = addr_gva2hva(self->vm, (gva_t)&stop_sending);
+	pthread_t thread;
+	int i, k;
+
+	xen_bind_evtchn(self->vcpus[0], EVTCHN_PORT, 0);
+	TEST_ASSERT_EQ(pthread_create(&thread, NULL, run_vcpu, self->vcpus[0]), 0);
+
+	for (i = 0; i < UPDATE_ROUNDS; i++) {
+		for (k = 1; k <= UPDATES_PER_ROUND; k++)
+			xen_bind_evtchn(self->vcpus[k % 2], EVTCHN_PORT, KVM_XEN_EVTCHN_UPDATE);
+
+		/* The last one says the second vCPU. */
+		await_event(self->vm);
+		WRITE_ONCE(self->vi[0]->evtchn_pending_sel, 0);
+		WRITE_ONCE(self->vi[1]->evtchn_pending_sel, 0);
+		WRITE_ONCE(self->shinfo->evtchn_pending[EVTCHN_PORT / 64], 0);
+		await_event(self->vm);
+		ASSERT_EQ(READ_ONCE(self->vi[0]->evtchn_pending_sel), 0)
+			TH_LOG("After %d rounds the channel is the wrong vCPU's", i + 1);
+		ASSERT_EQ(READ_ONCE(self->vi[1]->evtchn_pending_sel),
+			  BIT_ULL(EVTCHN_PORT / 64));
+	}
+
+	WRITE_ONCE(*stop, true);
+	pthread_join(thread, NULL);
+}
+
 int main(int argc, char *argv[])
 {
-	int flags = KVM_XEN_HVM_CONFIG_SHARED_INFO | KVM_XEN_HVM_CONFIG_EVTCHN_SEND;
-
-	TEST_REQUIRE((kvm_check_cap(KVM_CAP_XEN_HVM) & flags) == flags);
+	TEST_REQUIRE(xen_has_evtchn_send());
 
 	return test_harness_run(argc, argv);
 }

@@ -1,0 +1,196 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * KVM must not write to guest memory by itself once the VMM's address space is
+ * gone, even if another process keeps the VM and its eventfds alive.
+ *
+ * A VMM whose guest memory is a memfd has Xen's shared_info mapped by KVM, forks
+ * a child and exits.  The child waits for that, makes KVM raise an event, and
+ * looks into the memfd.  If the page was punched out of the memfd before, KVM
+ * would write to free memory; that shows under KASAN only.
+ */
+#include <fcntl.h>
+#include <sys/eventfd.h>
+#include <sys/timerfd.h>
+#include <sys/wait.h>
+
+#include <linux/falloc.h>
+
+#include "test_util.h"
+#include "kvm_test_harness.h"
+#include "xen.h"
+
+#define XEN_REGION_GPA	0xc0000000ULL
+#define XEN_REGION_SLOT	10
+#define SHINFO_GPA	XEN_REGION_GPA
+#define VCPU_INFO_GPA	(XEN_REGION_GPA + PAGE_SIZE)
+
+#define IRQFD_PORT	66
+#define IRQFD_GSI	32
+#define TIMER_PORT	67
+
+enum outcome {
+	NOT_WRITTEN = 1,
+	WRITTEN,
+	TOO_LATE,
+};
+
+struct vmm {
+	struct kvm_vcpu *vcpu;
+	struct kvm_vm *vm;
+	/* The child reads its end of file when the parent is gone. */
+	int alive[2];
+	int result;
+	int irqfd;
+	/* When the timer fires, CLOCK_MONOTONIC. */
+	u64 expires;
+	bool punch_hole;
+};
+
+static void guest_code(void)
+{
+}
+
+static u64 now_ns(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return ts.tv_sec * 1000000000ULL + ts.tv_nsec;
+}
+
+static bool is_pending(struct vmm *v, u32 port)
+{
+	struct xen_shared_info *shinfo = addr_gpa2hva(v->vm, SHINFO_GPA);
+
+	return READ_ONCE(shinfo->evtchn_pending[port / 64]) & BIT_ULL(port % 64);
+}
+
+static void vmm_create(struct vmm *v)
+{
+	v->vm = vm_create_with_one_vcpu(&v->vcpu, guest_code);
+	vm_userspace_mem_region_add(v->vm, VM_MEM_SRC_SHMEM, XEN_REGION_GPA,
+				    XEN_REGION_SLOT, 2, 0);
+	xen_enable(v->vm);
+	xen_set_shared_info(v->vm, SHINFO_GPA);
+	xen_set_vcpu_info(v->vcpu, VCPU_INFO_GPA);
+	v->irqfd = xen_irqfd(v->vcpu, IRQFD_GSI, IRQFD_PORT);
+}
+
+/* Drop all that keeps the VM alive; whatever KVM is doing for it ends before. */
+static void child_close_vm(struct vmm *v)
+{
+	munmap(v->vcpu->run, ioctl(v->vm->kvm_fd, KVM_GET_VCPU_MMAP_SIZE, NULL));
+	close(v->vcpu->stats.fd);
+	close(v->vcpu->fd);
+	close(v->vm->stats.fd);
+	close(v->vm->fd);
+}
+
+static enum outcome child_signal_irqfd(struct vmm *v)
+{
+	struct userspace_mem_region *region = memslot2region(v->vm, XEN_REGION_SLOT);
+
+	if (v->punch_hole)
+		TEST_ASSERT(!fallocate(region->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+				       region->offset, PAGE_SIZE), "fallocate() failed");
+
+	TEST_ASSERT_EQ(eventfd_write(v->irqfd, 1), 0);
+	child_close_vm(v);
+	return is_pending(v, IRQFD_PORT) ? WRITTEN : NOT_WRITTEN;
+}
+
+static enum outcome child_await_timer(struct vmm *v)
+{
+	struct itimerspec when = {
+		.it_value.tv_sec = v->expires / 1000000000,
+		.it_value.tv_nsec = v->expires % 1000000000,
+	};
+	int fd = timerfd_create(CLOCK_MONOTONIC, 0);
+	u64 count;
+
+	if (now_ns() >= v->expires)
+		return TOO_LATE;
+
+	/* One timer each for KVM and the child; give KVM's the head start. */
+	when.it_value.tv_sec++;
+	TEST_ASSERT_EQ(timerfd_settime(fd, TFD_TIMER_ABSTIME, &when, NULL), 0);
+	TEST_ASSERT_EQ(read(fd, &count, sizeof(count)), sizeof(count));
+	return is_pending(v, TIMER_PORT) ? WRITTEN : NOT_WRITTEN;
+}
+
+static void child(struct vmm *v)
+{
+	enum outcome outcome;
+	char byte;
+
+	close(v->alive[1]);
+	TEST_ASSERT_EQ(read(v->alive[0], &byte, 1), 0);
+
+	outcome = v->expires ? child_await_timer(v) : child_signal_irqfd(v);
+	TEST_ASSERT_EQ(write(v->result, &outcome, sizeof(outcome)), sizeof(outcome));
+}
+
+/* A VMM that sets up and exits; the outcome is its child's. */
+static enum outcome run_vmm(u64 timer_ns, bool punch_hole)
+{
+	struct vmm v = { .punch_hole = punch_hole };
+	struct kvm_clock_data clock;
+	enum outcome outcome = 0;
+	int result[2];
+	pid_t pid;
+
+	TEST_ASSERT_EQ(pipe(result), 0);
+	pid = fork();
+	if (!pid) {
+		close(result[0]);
+		v.result = result[1];
+		TEST_ASSERT_EQ(pipe(v.alive), 0);
+		vmm_create(&v);
+		if (timer_ns) {
+			vm_ioctl(v.vm, KVM_GET_CLOCK, &clock);
+			v.expires = now_ns() + timer_ns;
+			xen_set_timer(v.vcpu, TIMER_PORT, clock.clock + timer_ns);
+		}
+		if (!fork())
+			child(&v);
+		_exit(0);
+	}
+
+	close(result[1]);
+	TEST_ASSERT_EQ(waitpid(pid, NULL, 0), pid);
+	if (read(result[0], &outcome, sizeof(outcome)) != sizeof(outcome))
+		outcome = 0;
+	close(result[0]);
+	return outcome;
+}
+
+TEST(irqfd_after_exit)
+{
+	EXPECT_EQ(run_vmm(0, false), NOT_WRITTEN);
+}
+
+TEST(irqfd_after_exit_and_free)
+{
+	EXPECT_EQ(run_vmm(0, true), NOT_WRITTEN);
+}
+
+TEST(timer_after_exit)
+{
+	u64 timer_ns = 500 * 1000000ULL;
+	enum outcome outcome;
+
+	/* The VMM must be gone before the timer fires. */
+	do {
+		outcome = run_vmm(timer_ns, false);
+		timer_ns *= 2;
+	} while (outcome == TOO_LATE);
+
+	EXPECT_EQ(outcome, NOT_WRITTEN);
+}
+
+int main(int argc, char *argv[])
+{
+	TEST_REQUIRE(xen_has_evtchn_send());
+
+	return test_harness_run(argc, argv);
+}

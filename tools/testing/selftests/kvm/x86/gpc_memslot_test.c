@@ -1,0 +1,256 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Areas that KVM itself writes in guest memory, when the memslot below them is
+ * deleted and created anew.
+ *
+ * VMMs do that to change a slot's size or flags.  What KVM has to write
+ * meanwhile, an event or the time, must be there afterwards.
+ */
+#include <sys/eventfd.h>
+
+#include "test_util.h"
+#include "kvm_test_harness.h"
+#include "xen.h"
+
+#define REGION_GPA	0xc0000000ULL
+#define REGION_SLOT	10
+#define SHINFO_GPA	REGION_GPA
+#define VCPU_INFO_GPA	(REGION_GPA + PAGE_SIZE)
+#define TIME_GPA	(REGION_GPA + 2 * PAGE_SIZE)
+#define REGION_PAGES	3
+#define OTHER_GPA	0xd0000000ULL
+
+#define PORT		66
+#define HIGH_PORT	2600
+#define GSI		32
+
+/*
+ * KVM does what is pending for a vCPU between two entries, i.e. after an exit that
+ * does not go to userspace.
+ */
+static void guest_idle(void)
+{
+	u32 eax, ebx, ecx, edx;
+
+	for (;;) {
+		cpuid(0, &eax, &ebx, &ecx, &edx);
+		GUEST_SYNC(0);
+	}
+}
+
+static void guest_kvmclock(void)
+{
+	wrmsr(MSR_KVM_SYSTEM_TIME_NEW, TIME_GPA | 1);
+	guest_idle();
+}
+
+static void run(struct kvm_vcpu *vcpu)
+{
+	vcpu_run(vcpu);
+	TEST_ASSERT_KVM_EXIT_REASON(vcpu, KVM_EXIT_IO);
+}
+
+static void set_region(struct kvm_vm *vm, bool present)
+{
+	struct userspace_mem_region *region = memslot2region(vm, REGION_SLOT);
+	struct kvm_userspace_memory_region slot = {
+		.slot = REGION_SLOT,
+		.guest_phys_addr = REGION_GPA,
+		.memory_size = present ? REGION_PAGES * PAGE_SIZE : 0,
+		.userspace_addr = (unsigned long)region->host_mem,
+	};
+
+	vm_ioctl(vm, KVM_SET_USER_MEMORY_REGION, &slot);
+}
+
+FIXTURE(gpc_memslot) {
+	struct kvm_vcpu *vcpu;
+	struct kvm_vm *vm;
+	struct xen_shared_info *shinfo;
+	struct xen_vcpu_info *vi;
+};
+
+FIXTURE_SETUP(gpc_memslot)
+{
+	self->vm = vm_create_with_one_vcpu(&self->vcpu, guest_idle);
+	vm_userspace_mem_region_add(self->vm, VM_MEM_SRC_ANONYMOUS, REGION_GPA,
+				    REGION_SLOT, REGION_PAGES, 0);
+	self->shinfo = addr_gpa2hva(self->vm, SHINFO_GPA);
+	self->vi = addr_gpa2hva(self->vm, VCPU_INFO_GPA);
+	xen_enable(self->vm);
+	xen_set_shared_info(self->vm, SHINFO_GPA);
+	xen_set_vcpu_info(self->vcpu, VCPU_INFO_GPA);
+	run(self->vcpu);
+}
+
+FIXTURE_TEARDOWN(gpc_memslot)
+{
+	kvm_vm_free(self->vm);
+}
+
+static bool is_pending(struct xen_shared_info *shinfo, u32 port)
+{
+	return READ_ONCE(shinfo->evtchn_pending[port / 64]) & BIT_ULL(port % 64);
+}
+
+static void expect_delivered(struct __test_metadata *_metadata,
+			     struct xen_shared_info *shinfo, struct xen_vcpu_info *vi)
+{
+	EXPECT_TRUE(is_pending(shinfo, PORT));
+	EXPECT_EQ(vi->evtchn_pending_sel, BIT_ULL(PORT / 64));
+	EXPECT_EQ(vi->evtchn_upcall_pending, 1);
+}
+
+TEST_F(gpc_memslot, irqfd)
+{
+	int fd = xen_irqfd(self->vcpu, GSI, PORT);
+
+	set_region(self->vm, false);
+	TEST_ASSERT_EQ(eventfd_write(fd, 1), 0);
+
+	/* The event goes to a worker; deassigning the irqfd waits for it. */
+	kvm_deassign_irqfd(self->vm, GSI, fd);
+	run(self->vcpu);
+	EXPECT_FALSE(is_pending(self->shinfo, PORT));
+
+	set_region(self->vm, true);
+	run(self->vcpu);
+	expect_delivered(_metadata, self->shinfo, self->vi);
+	close(fd);
+}
+
+TEST_F(gpc_memslot, timer)
+{
+	set_region(self->vm, false);
+
+	/* In the past: pending at once, for the vCPU to deliver. */
+	xen_set_timer(self->vcpu, PORT, 1);
+	run(self->vcpu);
+	EXPECT_FALSE(is_pending(self->shinfo, PORT));
+
+	set_region(self->vm, true);
+	run(self->vcpu);
+	expect_delivered(_metadata, self->shinfo, self->vi);
+}
+
+TEST_F(gpc_memslot, migrated_timer)
+{
+	struct kvm_xen_vcpu_attr attr = { .type = KVM_XEN_VCPU_ATTR_TYPE_TIMER };
+
+	set_region(self->vm, false);
+	xen_set_timer(self->vcpu, PORT, 1);
+	run(self->vcpu);
+
+	/* Either the timer is armed, or its event is in shared_info. */
+	vcpu_ioctl(self->vcpu, KVM_XEN_VCPU_GET_ATTR, &attr);
+	EXPECT_EQ(attr.u.timer.expires_ns, 1);
+
+	set_region(self->vm, true);
+	vcpu_ioctl(self->vcpu, KVM_XEN_VCPU_GET_ATTR, &attr);
+	EXPECT_EQ(attr.u.timer.expires_ns, 0);
+	expect_delivered(_metadata, self->shinfo, self->vi);
+}
+
+/* Userspace saves what it reads; the vCPU does not run any more. */
+TEST_F(gpc_memslot, migrated_vcpu_info)
+{
+	struct kvm_xen_vcpu_attr attr = { .type = KVM_XEN_VCPU_ATTR_TYPE_VCPU_INFO };
+
+	/* A vcpu_info that is out of reach while shared_info is not. */
+	vm_userspace_mem_region_add(self->vm, VM_MEM_SRC_ANONYMOUS, OTHER_GPA,
+				    REGION_SLOT + 1, 1, 0);
+	xen_set_shared_info(self->vm, OTHER_GPA);
+	self->shinfo = addr_gpa2hva(self->vm, OTHER_GPA);
+	set_region(self->vm, false);
+	xen_evtchn_send(self->vcpu, PORT);
+	EXPECT_TRUE(is_pending(self->shinfo, PORT));
+	EXPECT_EQ(self->vi->evtchn_pending_sel, 0);
+
+	set_region(self->vm, true);
+	vcpu_ioctl(self->vcpu, KVM_XEN_VCPU_GET_ATTR, &attr);
+	EXPECT_EQ(attr.u.gpa, VCPU_INFO_GPA);
+	expect_delivered(_metadata, self->shinfo, self->vi);
+}
+
+/* What is pending of 64-bit mode's selectors does not outlast that mode. */
+TEST_F(gpc_memslot, selector_of_other_mode)
+{
+	xen_set_vcpu_area(self->vcpu, KVM_XEN_VCPU_ATTR_TYPE_VCPU_INFO, KVM_XEN_INVALID_GPA);
+	xen_evtchn_send(self->vcpu, HIGH_PORT);
+	xen_set_long_mode(self->vm, false);
+	xen_set_vcpu_info(self->vcpu, VCPU_INFO_GPA);
+	run(self->vcpu);
+	EXPECT_EQ(self->vi->evtchn_upcall_pending, 1);
+
+	self->vi->evtchn_upcall_pending = 0;
+	run(self->vcpu);
+	EXPECT_EQ(self->vi->evtchn_upcall_pending, 0);
+}
+
+/* A new time for the guest while its clock is out of reach. */
+static void change_time(struct kvm_vcpu *vcpu)
+{
+	struct kvm_clock_data clock = { .clock = 1000000000000ULL };
+
+	vm_ioctl(vcpu->vm, KVM_SET_CLOCK, &clock);
+}
+
+static void expect_time_arrives(struct __test_metadata *_metadata, struct kvm_vcpu *vcpu,
+				struct pvclock_vcpu_time_info *time)
+{
+	struct pvclock_vcpu_time_info before = *time;
+
+	set_region(vcpu->vm, false);
+	change_time(vcpu);
+	run(vcpu);
+	EXPECT_EQ(memcmp(&before, time, sizeof(before)), 0);
+
+	set_region(vcpu->vm, true);
+	run(vcpu);
+	EXPECT_NE(time->version, before.version);
+	EXPECT_EQ(time->version % 2, 0);
+	EXPECT_NE(time->system_time, before.system_time);
+}
+
+TEST_F(gpc_memslot, kvmclock)
+{
+	vcpu_arch_set_entry_point(self->vcpu, guest_kvmclock);
+	run(self->vcpu);
+	expect_time_arrives(_metadata, self->vcpu, addr_gpa2hva(self->vm, TIME_GPA));
+}
+
+TEST_F(gpc_memslot, vcpu_info_time)
+{
+	expect_time_arrives(_metadata, self->vcpu, &self->vi->time);
+}
+
+TEST_F(gpc_memslot, vcpu_time_info)
+{
+	xen_set_vcpu_area(self->vcpu, KVM_XEN_VCPU_ATTR_TYPE_VCPU_TIME_INFO, TIME_GPA);
+	run(self->vcpu);
+	expect_time_arrives(_metadata, self->vcpu, addr_gpa2hva(self->vm, TIME_GPA));
+}
+
+TEST_F(gpc_memslot, guest_stopped)
+{
+	struct pvclock_vcpu_time_info *time = addr_gpa2hva(self->vm, TIME_GPA);
+
+	vcpu_arch_set_entry_point(self->vcpu, guest_kvmclock);
+	run(self->vcpu);
+	EXPECT_EQ(time->flags & PVCLOCK_GUEST_STOPPED, 0);
+
+	set_region(self->vm, false);
+	vcpu_ioctl(self->vcpu, KVM_KVMCLOCK_CTRL, NULL);
+	run(self->vcpu);
+
+	set_region(self->vm, true);
+	run(self->vcpu);
+	EXPECT_EQ(time->flags & PVCLOCK_GUEST_STOPPED, PVCLOCK_GUEST_STOPPED);
+}
+
+int main(int argc, char *argv[])
+{
+	TEST_REQUIRE(xen_has_evtchn_send());
+
+	return test_harness_run(argc, argv);
+}

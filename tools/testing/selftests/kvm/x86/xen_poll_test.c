@@ -1,0 +1,194 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * SCHEDOP_poll, with which a Xen guest waits for an event channel to become
+ * pending, without interrupts.
+ *
+ * The vCPU runs in a thread of its own.  An event, or a change of the memslots,
+ * comes once KVM's statistics say that the vCPU blocks.
+ */
+#include <pthread.h>
+#include <signal.h>
+#include <time.h>
+
+#include "test_util.h"
+#include "kvm_test_harness.h"
+#include "xen.h"
+
+#define XEN_REGION_GPA	0xc0000000ULL
+#define XEN_REGION_SLOT	10
+#define SHINFO_GPA	XEN_REGION_GPA
+#define VCPU_INFO_GPA	(XEN_REGION_GPA + PAGE_SIZE)
+#define NEW_REGION_GPA	0xd0000000ULL
+#define NEW_REGION_SLOT	11
+
+#define PORT		66
+
+/* What takes that long does not end any more. */
+#define LIMIT_SECONDS	60
+
+static void guest_poll(void)
+{
+	GUEST_SYNC(xen_guest_poll(PORT));
+	GUEST_DONE();
+}
+
+static bool join_in_time(pthread_t thread, void **result)
+{
+	struct timespec limit;
+
+	clock_gettime(CLOCK_REALTIME, &limit);
+	limit.tv_sec += LIMIT_SECONDS;
+	return !pthread_timedjoin_np(thread, result, &limit);
+}
+
+static void sig_handler(int sig)
+{
+}
+
+static void *run_vcpu(void *arg)
+{
+	return (void *)(long)__vcpu_run(arg);
+}
+
+static void *add_memslot(void *arg)
+{
+	vm_userspace_mem_region_add(arg, VM_MEM_SRC_ANONYMOUS, NEW_REGION_GPA,
+				    NEW_REGION_SLOT, 1, 0);
+	return NULL;
+}
+
+FIXTURE(xen_poll) {
+	struct kvm_vcpu *vcpu;
+	struct kvm_vm *vm;
+	struct xen_shared_info *shinfo;
+	struct xen_vcpu_info *vi;
+	pthread_t thread;
+};
+
+FIXTURE_SETUP(xen_poll)
+{
+	struct sigaction sa = { .sa_handler = sig_handler };
+
+	TEST_ASSERT_EQ(sigaction(SIGUSR1, &sa, NULL), 0);
+	self->vm = vm_create_with_one_vcpu(&self->vcpu, guest_poll);
+	vm_userspace_mem_region_add(self->vm, VM_MEM_SRC_ANONYMOUS,
+				    XEN_REGION_GPA, XEN_REGION_SLOT, 2, 0);
+	self->shinfo = addr_gpa2hva(self->vm, SHINFO_GPA);
+	self->vi = addr_gpa2hva(self->vm, VCPU_INFO_GPA);
+	xen_enable(self->vm);
+	xen_set_shared_info(self->vm, SHINFO_GPA);
+	xen_set_vcpu_info(self->vcpu, VCPU_INFO_GPA);
+}
+
+FIXTURE_TEARDOWN(xen_poll)
+{
+	kvm_vm_free(self->vm);
+}
+
+static void start(struct kvm_vcpu *vcpu, pthread_t *thread)
+{
+	TEST_ASSERT_EQ(pthread_create(thread, NULL, run_vcpu, vcpu), 0);
+}
+
+static void start_and_block(struct kvm_vcpu *vcpu, pthread_t *thread)
+{
+	start(vcpu, thread);
+	while (!vcpu_get_stat(vcpu, blocking))
+		sched_yield();
+}
+
+/* 0 if the poll ended by itself, the vCPU's error otherwise. */
+static long finish(pthread_t thread)
+{
+	void *result;
+
+	if (join_in_time(thread, &result))
+		return (long)result;
+
+	pthread_kill(thread, SIGUSR1);
+	pthread_join(thread, &result);
+	return -1;
+}
+
+static void expect_poll_returned(struct __test_metadata *_metadata, struct kvm_vcpu *vcpu)
+{
+	struct ucall uc;
+
+	EXPECT_EQ(get_ucall(vcpu, &uc), UCALL_SYNC);
+	EXPECT_EQ(uc.args[1], 0);
+}
+
+TEST_F(xen_poll, pending)
+{
+	self->shinfo->evtchn_pending[PORT / 64] |= BIT_ULL(PORT % 64);
+	start(self->vcpu, &self->thread);
+	ASSERT_EQ(finish(self->thread), 0);
+	expect_poll_returned(_metadata, self->vcpu);
+}
+
+TEST_F(xen_poll, masked)
+{
+	self->shinfo->evtchn_mask[PORT / 64] |= BIT_ULL(PORT % 64);
+	start_and_block(self->vcpu, &self->thread);
+	xen_evtchn_send(self->vcpu, PORT);
+	ASSERT_EQ(finish(self->thread), 0);
+	expect_poll_returned(_metadata, self->vcpu);
+}
+
+/*
+ * The guest takes no interrupts, so that an event which KVM delivers by interrupt
+ * alone wakes nobody.  Here the guest's selector is set ...
+ */
+TEST_F(xen_poll, not_masked_selector_set)
+{
+	self->vi->evtchn_pending_sel = BIT_ULL(PORT / 64);
+	start_and_block(self->vcpu, &self->thread);
+	xen_evtchn_send(self->vcpu, PORT);
+	ASSERT_EQ(finish(self->thread), 0)
+		TH_LOG("The event did not end the poll");
+	expect_poll_returned(_metadata, self->vcpu);
+}
+
+/* ... and here the interrupt goes to a vector of the vCPU's own. */
+TEST_F(xen_poll, not_masked_upcall_vector)
+{
+	struct kvm_xen_vcpu_attr attr = {
+		.type = KVM_XEN_VCPU_ATTR_TYPE_UPCALL_VECTOR,
+		.u.vector = 0x40,
+	};
+
+	vcpu_ioctl(self->vcpu, KVM_XEN_VCPU_SET_ATTR, &attr);
+	start_and_block(self->vcpu, &self->thread);
+	xen_evtchn_send(self->vcpu, PORT);
+	ASSERT_EQ(finish(self->thread), 0)
+		TH_LOG("The event did not end the poll");
+	expect_poll_returned(_metadata, self->vcpu);
+}
+
+TEST_F(xen_poll, memslots_change_meanwhile)
+{
+	pthread_t adder;
+	bool in_time;
+
+	self->shinfo->evtchn_mask[PORT / 64] |= BIT_ULL(PORT % 64);
+	start_and_block(self->vcpu, &self->thread);
+	TEST_ASSERT_EQ(pthread_create(&adder, NULL, add_memslot, self->vm), 0);
+	in_time = join_in_time(adder, NULL);
+	EXPECT_TRUE(in_time)
+		TH_LOG("A guest that polls holds up the VM's memslots");
+
+	/* That is what lets the memslot in if polling held it up. */
+	xen_evtchn_send(self->vcpu, PORT);
+	if (!in_time)
+		pthread_join(adder, NULL);
+	ASSERT_EQ(finish(self->thread), 0);
+	expect_poll_returned(_metadata, self->vcpu);
+}
+
+int main(int argc, char *argv[])
+{
+	TEST_REQUIRE(xen_has_evtchn_send());
+	TEST_REQUIRE(kvm_has_cap(KVM_CAP_BINARY_STATS_FD));
+
+	return test_harness_run(argc, argv);
+}
