@@ -1,0 +1,1110 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Stress of KVM's gfn_to_pfn_cache by way of its users: Xen's shared_info,
+ * vcpu_info, vCPU time info and runstate (of which some cross a page), and
+ * kvmclock.
+ *
+ * vCPUs use all areas, a thread raises events, and three threads disturb the
+ * memory under the areas: one takes pages away and brings others, one has the
+ * kernel move pages, one modifies the memslot.  A round ends with the disturbers
+ * at rest, when all must work; every other round is gentle, i.e. has no time in
+ * which an area has no memory.  The first half of the rounds is done on a memfd,
+ * the second on anonymous memory.  What is checked:
+ *
+ *  - a page that is no longer an area's is filled with a pattern and must not
+ *    change any more, and pages that the kernel freed are got back for that;
+ *  - memory that may not be written, or is mapped elsewhere, does not change;
+ *  - versions and times never go back, runstate's times add up, and at rest each
+ *    run of the vCPU shows in each of its areas;
+ *  - each event that KVM said it raised is seen once, and none that was not
+ *    raised.  An irqfd cannot say that it failed, so it must not fail.
+ *
+ * Timing decides what is hit, never what the verdict is.  The thread that takes
+ * pages away has real-time priority and strikes at random times, so as to
+ * preempt KVM between the lookup of a page and the use of what it found.
+ *
+ * Of bugs planted in pfncache.c, all were found in the first seconds of every
+ * run, by the patterns, by clocks that stand still at rest or by a vcpu_info
+ * whose upcall stays pending for KVM alone: gfn_to_pfn_cache_invalidate_start()
+ * that does nothing, and mmu_notifier_retry_cache() that always returns false
+ * or does not look at gpc_invalidate_seq.
+ */
+#include <linux/mempolicy.h>
+#include <linux/sizes.h>
+#include <linux/sysinfo.h>
+#include <sys/eventfd.h>
+#include <sys/sysinfo.h>
+#include <sys/wait.h>
+#include <fcntl.h>
+#include <getopt.h>
+#include <pthread.h>
+#include <sched.h>
+#include <time.h>
+
+#include "test_util.h"
+#include "kvm_util.h"
+#include "processor.h"
+#include <asm/pvclock-abi.h>
+
+#define MAX_VCPUS		4
+#define UPCALL_VECTOR		0x30
+#define FIRST_GSI		32
+#define XEN_HYPERCALL_MSR	0x40000000
+#define __HYPERVISOR_event_channel_op	32
+#define EVTCHNOP_send			4
+#define EVTCHNSTAT_interdomain		2
+
+#define AREA_SLOT		10
+#define AREA_GPA		0xc0000000ULL
+#define AREA_GPA_MOVED		0xd0000000ULL
+#define AREA_GVA		AREA_GPA
+#define AREA_SIZE		SZ_2M
+
+/* The pages of the area.  The runstates of vCPUs 1 and 2 cross the end of a page. */
+#define SHARED_INFO		0
+#define VCPU_INFO(v)		(PAGE_SIZE + (v) * 64)
+#define TIME_INFO(v)		(2 * PAGE_SIZE + (v) * 32)
+#define KVMCLOCK(v)		(3 * PAGE_SIZE + (v) * 32)
+#define RUNSTATE(v)		(5 * PAGE_SIZE - 60 + (v) * (2 * PAGE_SIZE + 20))
+#define NR_HOT			(4 + 2 * MAX_VCPUS)
+
+#define NR_FRAMES		64
+#define NR_RECYCLED		64
+#define POISON			0xa5
+#define ACTIONS			48
+
+/* A word of evtchn_pending has one port, so that no event covers up for another. */
+enum { BY_IOCTL, BY_IRQFD, BY_HCALL, NR_SOURCES };
+#define NR_PORTS		5
+#define WORD(v, source, i)	(1 + ((v) * NR_SOURCES + (source)) * NR_PORTS + (i))
+#define PORT(word)		((word) * 65)
+#define NR_WORDS		64
+
+struct xen_vcpu_info {
+	u8 evtchn_upcall_pending;
+	u8 evtchn_upcall_mask;
+	u64 evtchn_pending_sel;
+	u64 arch[2];
+	struct pvclock_vcpu_time_info time;
+};
+
+struct xen_shared_info {
+	struct xen_vcpu_info vcpu_info[32];
+	u64 evtchn_pending[NR_WORDS];
+};
+
+struct xen_runstate {
+	u32 state;
+	u32 pad;
+	u64 entry_time;
+	u64 time[4];
+} __packed;
+
+/* What a vCPU saw when it looked last. */
+struct guest_seen {
+	struct pvclock_vcpu_time_info clocks[3];
+	struct xen_runstate runstate;
+	u64 torn;
+};
+
+/* Between host and guest, in memory that nobody disturbs. */
+static struct shared {
+	u32 epoch;
+	u32 nr_vcpus;
+	u32 strict[MAX_VCPUS];
+	u32 upcalls[MAX_VCPUS];
+	u32 sent[NR_WORDS];
+	u32 seen[NR_WORDS];
+} *sh;
+
+static u32 get(u32 *p)
+{
+	return __atomic_load_n(p, __ATOMIC_SEQ_CST);
+}
+
+static void add(u32 *p, int n)
+{
+	__atomic_add_fetch(p, n, __ATOMIC_SEQ_CST);
+}
+
+/* The guest */
+
+static struct shared *guest_sh;
+
+static void *guest_area(u64 offset)
+{
+	return (void *)(AREA_GVA + offset);
+}
+
+/* Between two entries, KVM puts what is pending for a vCPU into its vcpu_info. */
+static void guest_exit(void)
+{
+	u32 eax, ebx, ecx, edx;
+
+	cpuid(0, &eax, &ebx, &ecx, &edx);
+}
+
+static void guest_upcall(struct ex_regs *regs)
+{
+	u32 id = rdmsr(MSR_KERNEL_GS_BASE);
+	struct xen_vcpu_info *vi = guest_area(VCPU_INFO(id));
+
+	/* There are no more events than ports until some are consumed. */
+	GUEST_ASSERT(guest_sh->upcalls[id]++ < NR_WORDS);
+	WRITE_ONCE(vi->evtchn_upcall_pending, 0);
+}
+
+static void guest_check_clock(u64 offset, struct pvclock_vcpu_time_info *last, bool resync,
+			      bool strict)
+{
+	struct pvclock_vcpu_time_info now, *pv = guest_area(offset);
+
+	do {
+		now.version = READ_ONCE(pv->version);
+		now.tsc_timestamp = READ_ONCE(pv->tsc_timestamp);
+		now.system_time = READ_ONCE(pv->system_time);
+	} while (now.version != READ_ONCE(pv->version));
+
+	__GUEST_ASSERT(!(now.version & 1) &&
+		       (resync || ((s32)(now.version - last->version) >= strict &&
+				   now.tsc_timestamp >= last->tsc_timestamp &&
+				   now.system_time >= last->system_time)),
+		       "Clock at %lx: version %u, time %lu after %u, %lu", offset, now.version,
+		       (u64)now.system_time, last->version, (u64)last->system_time);
+	*last = now;
+}
+
+static void guest_check_runstate(u64 offset, struct guest_seen *last, bool resync, bool strict)
+{
+	struct xen_runstate now, *rs = guest_area(offset);
+	u64 excess = 0;
+	int i;
+
+	do {
+		now.entry_time = READ_ONCE(rs->entry_time);
+		now.state = READ_ONCE(rs->state);
+		for (i = 0; i < 4; i++)
+			now.time[i] = READ_ONCE(rs->time[i]);
+	} while (now.entry_time != READ_ONCE(rs->entry_time));
+
+	/* If one page of two was thrown away, it is not whole until KVM writes it. */
+	if (resync)
+		*last = (struct guest_seen) { .torn = strict ? 0 : now.entry_time };
+	GUEST_ASSERT(!strict || (now.entry_time > last->runstate.entry_time && !now.state));
+	if (now.entry_time == last->torn)
+		return;
+
+	for (i = 0; i < 4; i++) {
+		GUEST_ASSERT(now.time[i] >= last->runstate.time[i]);
+		excess += now.time[i];
+	}
+	excess -= now.entry_time;
+	__GUEST_ASSERT(!excess, "Runstate at %lx: entry time %lu, times add up to %ld more",
+		       offset, (u64)now.entry_time, excess);
+	GUEST_ASSERT(now.entry_time >= last->runstate.entry_time);
+	last->runstate = now;
+	last->torn = 0;
+}
+
+/* With resync, what was selected is not known any more: look at all. */
+static void guest_consume(u32 id, bool resync)
+{
+	struct xen_shared_info *si = guest_area(SHARED_INFO);
+	struct xen_vcpu_info *vi = guest_area(VCPU_INFO(id));
+	u64 sel = __atomic_exchange_n(&vi->evtchn_pending_sel, 0, __ATOMIC_SEQ_CST), pending;
+	int w;
+
+	for (w = WORD(id, 0, 0); w < WORD(id + 1, 0, 0); w++) {
+		if (!resync && !(sel & BIT_ULL(w)))
+			continue;
+		sel &= ~BIT_ULL(w);
+		pending = __atomic_exchange_n(&si->evtchn_pending[w], 0, __ATOMIC_SEQ_CST);
+		if (!pending)
+			continue;
+		GUEST_ASSERT_EQ(pending, BIT_ULL(w));
+		GUEST_ASSERT_EQ(guest_sh->seen[w] + 1, get(&guest_sh->sent[w]));
+		add(&guest_sh->seen[w], 1);
+	}
+	GUEST_ASSERT(!sel || resync);
+}
+
+static void guest_send(u32 id)
+{
+	u32 target = (id + 1) % guest_sh->nr_vcpus, port;
+	int i, w;
+
+	for (i = 0; i < NR_PORTS; i++) {
+		w = WORD(target, BY_HCALL, i);
+		port = PORT(w);
+		if (get(&guest_sh->seen[w]) != guest_sh->sent[w])
+			continue;
+		add(&guest_sh->sent[w], 1);
+		if (__xen_hypercall(__HYPERVISOR_event_channel_op, EVTCHNOP_send, &port))
+			add(&guest_sh->sent[w], -1);
+	}
+}
+
+static void guest_code(struct shared *shared, u32 id)
+{
+	struct guest_seen seen = {};
+	bool resync, strict;
+	u32 epoch = 0;
+
+	guest_sh = shared;
+	wrmsr(MSR_KERNEL_GS_BASE, id);
+
+	for (;;) {
+		/* Here the area may be out of reach; KVM uses it, the guest does not. */
+		strict = shared->strict[id];
+		if (!strict)
+			guest_send(id);
+		guest_exit();
+		GUEST_SYNC(0);
+
+		/* Here the VMM keeps the memslot as it is, and retries what faults. */
+		resync = epoch != shared->epoch;
+		epoch = shared->epoch;
+		guest_check_runstate(RUNSTATE(id), &seen, resync, strict);
+		guest_check_clock(KVMCLOCK(id), &seen.clocks[0], resync, strict);
+		guest_check_clock(TIME_INFO(id), &seen.clocks[1], resync, strict);
+		guest_check_clock(VCPU_INFO(id) + offsetof(struct xen_vcpu_info, time),
+				  &seen.clocks[2], resync, strict);
+		shared->upcalls[id] = 0;
+		asm volatile("sti; nop; cli");
+		guest_consume(id, resync);
+		GUEST_SYNC(1);
+	}
+}
+
+/* The host: what all threads use */
+
+static u32 nr_vcpus = 2, nr_rounds = 30, seed;
+static bool on_memfd, gentle, quiet, round_over, stop;
+static struct kvm_vm *vm;
+static struct kvm_vcpu *vcpus[MAX_VCPUS];
+static u32 strict_passes[MAX_VCPUS], passes, retries, failed_sends, events[NR_SOURCES];
+static int irqfds[NR_WORDS];
+static pthread_barrier_t barrier;
+
+/*
+ * The memory.  No thread may map anything elsewhere while the others run, as
+ * that could come to lie where pages were taken away.
+ */
+static char *area, *pool, *away, *decoys, *recycled, *twin;
+static int memfd, frames[NR_FRAMES];
+static char poison[PAGE_SIZE], snapshot[NR_HOT * PAGE_SIZE], twin_copy[PAGE_SIZE];
+static bool twin_merged;
+
+/* Held while pages are away.  Taken before slot_lock. */
+static pthread_mutex_t area_lock = PTHREAD_MUTEX_INITIALIZER;
+/* Held for reading while a guest uses the area, for writing to drop its memslot or content. */
+static pthread_rwlock_t slot_lock = PTHREAD_RWLOCK_WRITER_NONRECURSIVE_INITIALIZER_NP;
+/* Held to raise events. */
+static pthread_mutex_t send_lock = PTHREAD_MUTEX_INITIALIZER;
+
+/* A step is an exit of a vCPU. */
+static pthread_mutex_t step_lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t step_cond = PTHREAD_COND_INITIALIZER;
+static u64 steps;
+
+static void make_step(void)
+{
+	pthread_mutex_lock(&step_lock);
+	steps++;
+	pthread_cond_broadcast(&step_cond);
+	pthread_mutex_unlock(&step_lock);
+}
+
+static void await_steps(u32 nr)
+{
+	u64 end;
+
+	pthread_mutex_lock(&step_lock);
+	for (end = steps + nr; steps < end && !stop;)
+		pthread_cond_wait(&step_cond, &step_lock);
+	pthread_mutex_unlock(&step_lock);
+}
+
+static void check_poison(char *page, const char *what)
+{
+	TEST_ASSERT(!memcmp(page, poison, PAGE_SIZE), "A %s was written to", what);
+}
+
+static bool write_file(const char *path, const char *s)
+{
+	int fd = open(path, O_WRONLY);
+	bool done = fd >= 0 && write(fd, s, strlen(s)) == strlen(s);
+
+	if (fd >= 0)
+		close(fd);
+	return done;
+}
+
+static long read_file(const char *path)
+{
+	char s[32] = "";
+	int fd = open(path, O_RDONLY);
+
+	TEST_ASSERT(fd >= 0 && read(fd, s, sizeof(s) - 1) > 0, "%s: %s", path, strerror(errno));
+	close(fd);
+	return atol(s);
+}
+
+/* vCPUs and events */
+
+static void run_to_sync(int id)
+{
+	struct kvm_run *run = vcpus[id]->run;
+	int r, err;
+
+	for (;;) {
+		/* Reports what the guest asserts. */
+		r = _vcpu_run(vcpus[id]);
+		err = errno;
+		make_step();
+		if (r) {
+			TEST_ASSERT(err == EFAULT && !gentle && !sh->strict[id],
+				    "KVM_RUN: %s", strerror(err));
+			add(&retries, 1);
+			sched_yield();
+			continue;
+		}
+		if (run->exit_reason != KVM_EXIT_XEN)
+			break;
+		TEST_ASSERT(!gentle && !sh->strict[id], "EVTCHNOP_send failed");
+		add(&failed_sends, 1);
+		run->xen.u.hcall.result = -EFAULT;
+	}
+	TEST_ASSERT_KVM_EXIT_REASON(vcpus[id], KVM_EXIT_IO);
+}
+
+static void *vcpu_thread(void *arg)
+{
+	int id = (long)arg;
+
+	while (!READ_ONCE(stop)) {
+		sh->strict[id] = READ_ONCE(quiet);
+		/* For the clocks to be written anew; runstate is with each KVM_RUN. */
+		vcpu_ioctl(vcpus[id], KVM_KVMCLOCK_CTRL, NULL);
+		run_to_sync(id);
+		pthread_rwlock_rdlock(&slot_lock);
+		run_to_sync(id);
+		pthread_rwlock_unlock(&slot_lock);
+		add(&passes, 1);
+		WRITE_ONCE(strict_passes[id], sh->strict[id] ? strict_passes[id] + 1 : 0);
+	}
+	return NULL;
+}
+
+static struct kvm_irq_routing_xen_evtchn xen_evtchn(int v, int w)
+{
+	return (struct kvm_irq_routing_xen_evtchn) {
+		.port = PORT(w),
+		.vcpu = vcpus[v]->id,
+		.priority = KVM_IRQ_ROUTING_XEN_EVTCHN_PRIO_2LEVEL,
+	};
+}
+
+static void raise_event(int v, int source, int i)
+{
+	int w = WORD(v, source, i);
+	struct kvm_irq_routing_xen_evtchn e = xen_evtchn(v, w);
+
+	if (get(&sh->seen[w]) != sh->sent[w])
+		return;
+
+	add(&sh->sent[w], 1);
+	if (source == BY_IRQFD) {
+		TEST_ASSERT_EQ(eventfd_write(irqfds[w], 1), 0);
+	} else if (__vm_ioctl(vm, KVM_XEN_HVM_EVTCHN_SEND, &e)) {
+		TEST_ASSERT(errno == EFAULT && !gentle, "KVM_XEN_HVM_EVTCHN_SEND: %s",
+			    strerror(errno));
+		add(&failed_sends, 1);
+		add(&sh->sent[w], -1);
+	}
+}
+
+static void *sender_thread(void *arg)
+{
+	int v, i;
+
+	while (!READ_ONCE(stop)) {
+		pthread_mutex_lock(&send_lock);
+		for (v = 0; v < nr_vcpus && !quiet; v++) {
+			for (i = 0; i < NR_PORTS; i++) {
+				raise_event(v, BY_IOCTL, i);
+				raise_event(v, BY_IRQFD, i);
+			}
+		}
+		pthread_mutex_unlock(&send_lock);
+		await_steps(1);
+	}
+	return NULL;
+}
+
+static void set_irqfds(bool assign)
+{
+	int v, i, w;
+
+	for (v = 0; v < nr_vcpus; v++) {
+		for (i = 0; i < NR_PORTS; i++) {
+			w = WORD(v, BY_IRQFD, i);
+			if (assign)
+				kvm_assign_irqfd(vm, FIRST_GSI + w, irqfds[w]);
+			else
+				kvm_deassign_irqfd(vm, FIRST_GSI + w, irqfds[w]);
+		}
+	}
+}
+
+/* Disturbers that take pages away and bring others */
+
+static void random_pages(struct kvm_random_state *rng, int *first, int *nr)
+{
+	*first = kvm_random_u32_in_range(rng, 0, NR_HOT - 1);
+	*nr = kvm_random_u32_in_range(rng, 1, NR_HOT - *first);
+	if (kvm_random_bool(rng)) {
+		*first = 0;
+		*nr = NR_HOT;
+	}
+}
+
+/* What lies at @view is not KVM's to write to. */
+static void check_still(char *view, int nr)
+{
+	memcpy(snapshot, view, nr * PAGE_SIZE);
+	await_steps(2 * nr_vcpus);
+	TEST_ASSERT(!memcmp(snapshot, view, nr * PAGE_SIZE), "Memory out of reach was written to");
+}
+
+static void map(char *to, size_t size, int flags, int fd, off_t offset)
+{
+	TEST_ASSERT(mmap(to, size, PROT_READ | PROT_WRITE, flags | MAP_FIXED, fd, offset) == to,
+		    "mmap: %s", strerror(errno));
+}
+
+static void move(char *from, char *to, size_t size)
+{
+	TEST_ASSERT(mremap(from, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, to) == to,
+		    "mremap: %s", strerror(errno));
+}
+
+static void renew_page(char *old, char *new)
+{
+	check_poison(new, "page that was the area's");
+	memcpy(new, old, PAGE_SIZE);
+	memset(old, POISON, PAGE_SIZE);
+}
+
+static bool do_munmap(struct kvm_random_state *rng)
+{
+	int first, nr, p, other, old;
+
+	random_pages(rng, &first, &nr);
+	kvm_munmap(area + first * PAGE_SIZE, nr * PAGE_SIZE);
+	for (p = first; p < first + nr; p++) {
+		other = kvm_random_u32_in_range(rng, NR_HOT, NR_FRAMES - 1);
+		old = frames[p];
+		frames[p] = frames[other];
+		frames[other] = old;
+		renew_page(pool + old * PAGE_SIZE, pool + frames[p] * PAGE_SIZE);
+	}
+	for (p = first; p < first + nr; p++)
+		map(area + p * PAGE_SIZE, PAGE_SIZE, MAP_SHARED, memfd, frames[p] * PAGE_SIZE);
+	return true;
+}
+
+static bool do_mremap(struct kvm_random_state *rng)
+{
+	char *hole = decoys;
+	int p;
+
+	move(area, away, AREA_SIZE);
+	for (p = 0; p < NR_HOT; p++)
+		renew_page(away + p * PAGE_SIZE, decoys + p * PAGE_SIZE);
+	move(decoys, area, AREA_SIZE);
+	decoys = away;
+	away = hole;
+	return true;
+}
+
+static bool do_mremap_back(struct kvm_random_state *rng)
+{
+	char *from = area + (on_memfd ? kvm_random_u32(rng) % NR_HOT * PAGE_SIZE : 0);
+	size_t size = on_memfd ? PAGE_SIZE : AREA_SIZE;
+
+	move(from, away, size);
+	check_still(away, on_memfd ? 1 : NR_HOT);
+	move(away, from, size);
+	return true;
+}
+
+static void protect(int first, int nr, int prot)
+{
+	TEST_ASSERT(!mprotect(area + first * PAGE_SIZE, nr * PAGE_SIZE, prot),
+		    "mprotect: %s", strerror(errno));
+}
+
+static bool do_mprotect(struct kvm_random_state *rng)
+{
+	bool readable = kvm_random_bool(rng);
+	int first, nr;
+
+	random_pages(rng, &first, &nr);
+	protect(first, nr, readable ? PROT_READ : PROT_NONE);
+	if (readable)
+		check_still(area + first * PAGE_SIZE, nr);
+	protect(first, nr, PROT_READ | PROT_WRITE);
+	return true;
+}
+
+/* Throws away what is in anonymous memory; all but shared_info can cope with that. */
+static bool do_dontneed(struct kvm_random_state *rng)
+{
+	int first, nr, r;
+
+	random_pages(rng, &first, &nr);
+	if (on_memfd)
+		return !madvise(area + first * PAGE_SIZE, nr * PAGE_SIZE, MADV_DONTNEED);
+
+	first = max(first, 1);
+	nr = min(nr, NR_HOT - first);
+	pthread_rwlock_wrlock(&slot_lock);
+	r = madvise(area + first * PAGE_SIZE, nr * PAGE_SIZE, MADV_DONTNEED);
+	sh->epoch++;
+	pthread_rwlock_unlock(&slot_lock);
+	return !r;
+}
+
+/* Disturbers that have the kernel move or share pages */
+
+static bool do_pageout(struct kvm_random_state *rng)
+{
+	return !madvise(area, NR_HOT * PAGE_SIZE, MADV_PAGEOUT);
+}
+
+static bool do_move_pages(struct kvm_random_state *rng)
+{
+	int nodes[NR_HOT], status[NR_HOT], p, nr = 0;
+	void *pages[NR_HOT];
+
+	for (p = 0; p < NR_HOT; p++) {
+		pages[p] = area + p * PAGE_SIZE;
+		nodes[p] = kvm_random_bool(rng);
+	}
+	syscall(__NR_move_pages, 0, NR_HOT, pages, nodes, status, MPOL_MF_MOVE);
+	for (p = 0; p < NR_HOT; p++)
+		nr += status[p] == nodes[p];
+	return nr;
+}
+
+static bool do_compact(struct kvm_random_state *rng)
+{
+	return write_file("/proc/sys/vm/compact_memory", "1");
+}
+
+static bool do_collapse(struct kvm_random_state *rng)
+{
+	char *memory = on_memfd ? pool : area;
+	bool done = !madvise(memory, AREA_SIZE, MADV_COLLAPSE);
+
+	await_steps(nr_vcpus);
+	/* The last page has no use but to be dropped, which splits the huge page. */
+	madvise(memory + AREA_SIZE - PAGE_SIZE, PAGE_SIZE, on_memfd ? MADV_REMOVE : MADV_DONTNEED);
+	return done;
+}
+
+static bool do_fork(struct kvm_random_state *rng)
+{
+	int status;
+	pid_t pid = fork();
+
+	if (!pid)
+		_exit(0);
+	return pid > 0 && waitpid(pid, &status, 0) == pid;
+}
+
+/* With the guests kept from consuming events, shared_info comes to rest and can be shared. */
+static bool do_ksm(struct kvm_random_state *rng)
+{
+	long end;
+	int i;
+
+	pthread_mutex_lock(&area_lock);
+	pthread_rwlock_wrlock(&slot_lock);
+	madvise(area, PAGE_SIZE, MADV_MERGEABLE);
+	write_file("/sys/kernel/mm/ksm/run", "1");
+	end = read_file("/sys/kernel/mm/ksm/full_scans") + 16;
+	twin_merged = false;
+	for (i = 0; i < 1000 && !twin_merged; i++) {
+		if (memcmp(twin, area, PAGE_SIZE)) {
+			memcpy(twin, area, PAGE_SIZE);
+			memcpy(twin_copy, twin, PAGE_SIZE);
+		}
+		/* ksmd does not tell when it has done something. */
+		usleep(1000);
+		if (read_file("/sys/kernel/mm/ksm/full_scans") > end)
+			break;
+		twin_merged = read_file("/sys/kernel/mm/ksm/pages_sharing") > 0;
+	}
+	write_file("/sys/kernel/mm/ksm/run", "0");
+	pthread_rwlock_unlock(&slot_lock);
+	pthread_mutex_unlock(&area_lock);
+	return twin_merged;
+}
+
+/* Disturbers of the memslot */
+
+static void set_slot(u32 flags, u64 gpa, u64 size)
+{
+	vm_set_user_memory_region(vm, AREA_SLOT, flags, gpa, size, area);
+}
+
+static bool do_delete_slot(struct kvm_random_state *rng)
+{
+	pthread_rwlock_wrlock(&slot_lock);
+	set_slot(0, AREA_GPA, 0);
+	pthread_mutex_lock(&send_lock);
+	raise_event(0, BY_IOCTL, 0);
+	pthread_mutex_unlock(&send_lock);
+	set_slot(0, AREA_GPA, AREA_SIZE);
+	pthread_rwlock_unlock(&slot_lock);
+	return true;
+}
+
+static bool do_move_slot(struct kvm_random_state *rng)
+{
+	pthread_rwlock_wrlock(&slot_lock);
+	set_slot(0, AREA_GPA_MOVED, AREA_SIZE);
+	set_slot(0, AREA_GPA, AREA_SIZE);
+	pthread_rwlock_unlock(&slot_lock);
+	return true;
+}
+
+static bool do_dirty_log(struct kvm_random_state *rng)
+{
+	set_slot(KVM_MEM_LOG_DIRTY_PAGES, AREA_GPA, AREA_SIZE);
+	await_steps(1);
+	set_slot(0, AREA_GPA, AREA_SIZE);
+	return true;
+}
+
+/* The threads that disturb */
+
+enum { TAKE_AWAY, MOVE_PAGES, SLOTS, NR_DISTURBERS };
+enum { ON_BOTH, ON_MEMFD, ON_ANON };
+
+static struct disturbance {
+	const char *name;
+	int by;
+	bool (*act)(struct kvm_random_state *rng);
+	bool gentle;
+	int on;
+	const char *needs;
+	bool missing;
+	u32 tried;
+	u32 done;
+} disturbances[] = {
+	{ "munmap, mmap of another", TAKE_AWAY, do_munmap, .on = ON_MEMFD },
+	{ "mremap of another", TAKE_AWAY, do_mremap, .on = ON_ANON },
+	{ "mremap away and back", TAKE_AWAY, do_mremap_back },
+	{ "mprotect", TAKE_AWAY, do_mprotect },
+	{ "MADV_DONTNEED", TAKE_AWAY, do_dontneed, true },
+	{ "MADV_PAGEOUT", MOVE_PAGES, do_pageout, true, .needs = "swap" },
+	{ "move_pages", MOVE_PAGES, do_move_pages, true,
+	  .needs = "/sys/devices/system/node/node1" },
+	{ "compaction", MOVE_PAGES, do_compact, true, .needs = "/proc/sys/vm/compact_memory" },
+	{ "collapse, split", MOVE_PAGES, do_collapse, true,
+	  .needs = "/sys/kernel/mm/transparent_hugepage" },
+	{ "fork", MOVE_PAGES, do_fork, true },
+	{ "KSM", MOVE_PAGES, do_ksm, true, ON_ANON, .needs = "/sys/kernel/mm/ksm/run" },
+	{ "memslot deleted", SLOTS, do_delete_slot },
+	{ "memslot moved", SLOTS, do_move_slot },
+	{ "dirty logging", SLOTS, do_dirty_log, true },
+};
+
+static void look_for_what_is_missing(void)
+{
+	struct sysinfo info = {};
+	struct disturbance *d;
+
+	sysinfo(&info);
+	for (d = disturbances; d < disturbances + ARRAY_SIZE(disturbances); d++) {
+		d->missing = d->needs && (d->act == do_pageout ? !info.totalswap :
+							       access(d->needs, F_OK));
+		if (d->missing)
+			pr_info("not available: %s, for want of %s\n", d->name, d->needs);
+	}
+}
+
+static void disturb(int by, struct kvm_random_state *rng)
+{
+	struct disturbance *d;
+
+	do {
+		d = &disturbances[kvm_random_u32(rng) % ARRAY_SIZE(disturbances)];
+	} while (d->by != by || d->missing || (gentle && !d->gentle) ||
+		 d->on == (on_memfd ? ON_ANON : ON_MEMFD));
+
+	if (by == TAKE_AWAY)
+		pthread_mutex_lock(&area_lock);
+	d->done += d->act(rng);
+	d->tried++;
+	if (by == TAKE_AWAY)
+		pthread_mutex_unlock(&area_lock);
+}
+
+/* Get back what was freed, and see that nobody writes to it. */
+static void recycle(void)
+{
+	int p;
+
+	for (p = 0; p < NR_RECYCLED; p++)
+		check_poison(recycled + p * PAGE_SIZE, "page that was free");
+	kvm_madvise(recycled, NR_RECYCLED * PAGE_SIZE, MADV_DONTNEED);
+	memset(recycled, POISON, NR_RECYCLED * PAGE_SIZE);
+}
+
+/* Of real-time priority, see above: a random nap ends anywhere in what others do. */
+static void take_away(struct kvm_random_state *rng)
+{
+	struct timespec nap = {};
+	int i;
+
+	for (i = 0; i < ACTIONS; i++) {
+		disturb(TAKE_AWAY, rng);
+		nap.tv_nsec = kvm_random_u32_in_range(rng, 0, 1000 << kvm_random_u32(rng) % 9);
+		nanosleep(&nap, NULL);
+	}
+	WRITE_ONCE(round_over, true);
+}
+
+static void *disturber_thread(void *arg)
+{
+	int by = (long)arg;
+	struct sched_param param = { .sched_priority = 1 };
+	struct kvm_random_state rng = new_kvm_random_state(seed + by + on_memfd * NR_DISTURBERS);
+
+	if (by == TAKE_AWAY && pthread_setschedparam(pthread_self(), SCHED_FIFO, &param))
+		pr_info("not available: real-time priority\n");
+
+	for (;;) {
+		pthread_barrier_wait(&barrier);
+		if (stop)
+			return NULL;
+		if (by == TAKE_AWAY)
+			take_away(&rng);
+		while (by != TAKE_AWAY && !READ_ONCE(round_over)) {
+			disturb(by, &rng);
+			if (by == MOVE_PAGES)
+				recycle();
+			await_steps(1 + kvm_random_u32(&rng) % 4);
+		}
+		pthread_barrier_wait(&barrier);
+	}
+}
+
+/* Setup, rounds, report */
+
+static void create_memory(void)
+{
+	const int anon = MAP_PRIVATE | MAP_ANONYMOUS;
+	int p;
+
+	/* The holes between keep what is mapped apart; all is left to the end of the process. */
+	area = kvm_mmap(8 * AREA_SIZE, PROT_NONE, anon, -1);
+	area = (char *)round_up((unsigned long)area, AREA_SIZE);
+	away = area + 2 * AREA_SIZE;
+	decoys = area + 4 * AREA_SIZE;
+	pool = area + 6 * AREA_SIZE;
+	memfd = kvm_memfd_alloc(AREA_SIZE, false);
+	if (on_memfd)
+		map(area, AREA_SIZE, MAP_SHARED, memfd, 0);
+	else
+		map(area, AREA_SIZE, anon, -1, 0);
+	map(decoys, AREA_SIZE, anon, -1, 0);
+	map(pool, AREA_SIZE, MAP_SHARED, memfd, 0);
+	recycled = kvm_mmap(NR_RECYCLED * PAGE_SIZE, PROT_READ | PROT_WRITE, anon, -1);
+	twin = kvm_mmap(PAGE_SIZE, PROT_READ | PROT_WRITE, anon, -1);
+	madvise(twin, PAGE_SIZE, MADV_MERGEABLE);
+
+	for (p = 0; p < NR_FRAMES; p++)
+		frames[p] = p;
+	memset(poison, POISON, PAGE_SIZE);
+	memset(pool + NR_HOT * PAGE_SIZE, POISON, (NR_FRAMES - NR_HOT) * PAGE_SIZE);
+	memset(decoys, POISON, NR_HOT * PAGE_SIZE);
+	memset(recycled, POISON, NR_RECYCLED * PAGE_SIZE);
+}
+
+static void set_vm_attr(u16 type, u64 value)
+{
+	struct kvm_xen_hvm_attr attr = { .type = type, .u.pad[0] = value };
+
+	vm_ioctl(vm, KVM_XEN_HVM_SET_ATTR, &attr);
+}
+
+static void set_vcpu_attr(int v, u16 type, u64 address)
+{
+	struct kvm_xen_vcpu_attr attr = { .type = type, .u.gpa = address };
+
+	vcpu_ioctl(vcpus[v], KVM_XEN_VCPU_SET_ATTR, &attr);
+}
+
+/* shared_info and vcpu_info can be given by HVA, too. */
+static void set_infos(bool by_hva)
+{
+	u64 hva = (unsigned long)area;
+	int v;
+
+	if (by_hva)
+		set_vm_attr(KVM_XEN_ATTR_TYPE_SHARED_INFO_HVA, hva + SHARED_INFO);
+	else
+		set_vm_attr(KVM_XEN_ATTR_TYPE_SHARED_INFO, (AREA_GPA + SHARED_INFO) / PAGE_SIZE);
+	for (v = 0; v < nr_vcpus; v++)
+		set_vcpu_attr(v, by_hva ? KVM_XEN_VCPU_ATTR_TYPE_VCPU_INFO_HVA :
+					  KVM_XEN_VCPU_ATTR_TYPE_VCPU_INFO,
+			      (by_hva ? hva : AREA_GPA) + VCPU_INFO(v));
+}
+
+static void create_hcall_port(int v, int w)
+{
+	struct kvm_xen_hvm_attr attr = {
+		.type = KVM_XEN_ATTR_TYPE_EVTCHN,
+		.u.evtchn = {
+			.send_port = PORT(w),
+			.type = EVTCHNSTAT_interdomain,
+			.deliver.port = {
+				.port = PORT(w),
+				.vcpu = vcpus[v]->id,
+				.priority = KVM_IRQ_ROUTING_XEN_EVTCHN_PRIO_2LEVEL,
+			},
+		},
+	};
+
+	vm_ioctl(vm, KVM_XEN_HVM_SET_ATTR, &attr);
+}
+
+static void create_ports(void)
+{
+	struct {
+		struct kvm_irq_routing info;
+		struct kvm_irq_routing_entry entries[NR_WORDS];
+	} routing = {};
+	int v, i, w;
+
+	for (v = 0; v < nr_vcpus; v++) {
+		for (i = 0; i < NR_PORTS; i++) {
+			create_hcall_port(v, WORD(v, BY_HCALL, i));
+			w = WORD(v, BY_IRQFD, i);
+			irqfds[w] = kvm_new_eventfd();
+			routing.entries[routing.info.nr++] = (struct kvm_irq_routing_entry) {
+				.gsi = FIRST_GSI + w,
+				.type = KVM_IRQ_ROUTING_XEN_EVTCHN,
+				.u.xen_evtchn = xen_evtchn(v, w),
+			};
+		}
+	}
+	vm_ioctl(vm, KVM_SET_GSI_ROUTING, &routing.info);
+	set_irqfds(true);
+}
+
+static void create_vm(void)
+{
+	struct kvm_xen_hvm_config config = {
+		.flags = KVM_XEN_HVM_CONFIG_INTERCEPT_HCALL | KVM_XEN_HVM_CONFIG_EVTCHN_SEND,
+		.msr = XEN_HYPERCALL_MSR,
+	};
+	struct kvm_vcpu *vcpu;
+	u64 kvmclock;
+	gva_t gva;
+	int v;
+
+	vm = vm_create_with_vcpus(nr_vcpus, guest_code, vcpus);
+	set_slot(0, AREA_GPA, AREA_SIZE);
+	virt_map(vm, AREA_GVA, AREA_GPA, NR_HOT);
+	vm_install_exception_handler(vm, UPCALL_VECTOR, guest_upcall);
+	gva = vm_alloc_page(vm);
+	sh = addr_gva2hva(vm, gva);
+	sh->nr_vcpus = nr_vcpus;
+	sh->epoch = 1;
+
+	vm_ioctl(vm, KVM_XEN_HVM_CONFIG, &config);
+	set_vm_attr(KVM_XEN_ATTR_TYPE_LONG_MODE, 1);
+	set_vm_attr(KVM_XEN_ATTR_TYPE_RUNSTATE_UPDATE_FLAG, 1);
+	set_vm_attr(KVM_XEN_ATTR_TYPE_UPCALL_VECTOR, UPCALL_VECTOR);
+	for (v = 0; v < nr_vcpus; v++) {
+		vcpu_args_set(vcpus[v], 2, gva, v);
+		kvmclock = AREA_GPA + KVMCLOCK(v);
+		vcpu = vcpus[v];
+		vcpu_set_msr(vcpu, MSR_KVM_SYSTEM_TIME_NEW, kvmclock | 1);
+		set_vcpu_attr(v, KVM_XEN_VCPU_ATTR_TYPE_VCPU_TIME_INFO, AREA_GPA + TIME_INFO(v));
+		set_vcpu_attr(v, KVM_XEN_VCPU_ATTR_TYPE_RUNSTATE_ADDR, AREA_GPA + RUNSTATE(v));
+	}
+	set_infos(false);
+	create_ports();
+}
+
+static void check_memory(void)
+{
+	int p;
+
+	for (p = NR_HOT; p < NR_FRAMES && on_memfd; p++)
+		check_poison(pool + frames[p] * PAGE_SIZE, "page that was the area's");
+	for (p = 0; p < NR_HOT; p++)
+		check_poison(decoys + p * PAGE_SIZE, "page that was the area's");
+	TEST_ASSERT(!twin_merged || !memcmp(twin, twin_copy, PAGE_SIZE),
+		    "A page shared by KSM was written to");
+	recycle();
+}
+
+static void check_events(void)
+{
+	int v, i, source, w;
+
+	for (v = 0; v < nr_vcpus; v++) {
+		for (i = 0; i < NR_SOURCES * NR_PORTS; i++) {
+			source = i / NR_PORTS;
+			w = WORD(v, 0, i);
+			TEST_ASSERT(sh->sent[w] == sh->seen[w],
+				    "vCPU %d lost an event by %s", v,
+				    source == BY_IRQFD ? "irqfd" :
+				    source == BY_HCALL ? "hypercall" : "ioctl");
+		}
+	}
+}
+
+/* Stop to send, and wait for each vCPU to do what is left to do. */
+static void rest(void)
+{
+	int v;
+
+	pthread_mutex_lock(&send_lock);
+	WRITE_ONCE(quiet, true);
+	pthread_mutex_unlock(&send_lock);
+
+	/* Events by irqfd go to a worker; deassigning the irqfd waits for it. */
+	set_irqfds(false);
+	set_irqfds(true);
+	for (v = 0; v < nr_vcpus; v++)
+		while (READ_ONCE(strict_passes[v]) < 4)
+			await_steps(1);
+}
+
+static void resume(void)
+{
+	int v;
+
+	WRITE_ONCE(quiet, false);
+	for (v = 0; v < nr_vcpus; v++)
+		while (READ_ONCE(sh->strict[v]))
+			await_steps(1);
+}
+
+static void run_round(int round)
+{
+	alarm(60);
+	gentle = round % 2;
+	round_over = false;
+	set_infos(round & 2);
+	resume();
+	pthread_barrier_wait(&barrier);
+	pthread_barrier_wait(&barrier);
+	rest();
+	check_memory();
+	check_events();
+}
+
+static void run_vm(void)
+{
+	pthread_t threads[MAX_VCPUS + 1 + NR_DISTURBERS];
+	int i, w, nr = 0;
+
+	create_memory();
+	create_vm();
+	stop = false;
+	quiet = true;
+	memset(strict_passes, 0, sizeof(strict_passes));
+	pthread_barrier_init(&barrier, NULL, NR_DISTURBERS + 1);
+	for (i = 0; i < nr_vcpus; i++)
+		pthread_create(&threads[nr++], NULL, vcpu_thread, (void *)(long)i);
+	pthread_create(&threads[nr++], NULL, sender_thread, NULL);
+	for (i = 0; i < NR_DISTURBERS; i++)
+		pthread_create(&threads[nr++], NULL, disturber_thread, (void *)(long)i);
+
+	for (i = 0; i < (nr_rounds + on_memfd) / 2; i++)
+		run_round(i);
+
+	WRITE_ONCE(stop, true);
+	make_step();
+	pthread_barrier_wait(&barrier);
+	while (nr)
+		pthread_join(threads[--nr], NULL);
+	for (w = 1; w < WORD(nr_vcpus, 0, 0); w++)
+		events[(w - 1) / NR_PORTS % NR_SOURCES] += sh->seen[w];
+	kvm_vm_free(vm);
+}
+
+static void report(void)
+{
+	struct disturbance *d;
+
+	pr_info("%u rounds, %u passes of vCPUs with %u retries for want of memory\n", nr_rounds,
+		passes, retries);
+	pr_info("events: %u by ioctl, %u by irqfd, %u by hypercall; %u failed\n",
+		events[BY_IOCTL], events[BY_IRQFD], events[BY_HCALL], failed_sends);
+	for (d = disturbances; d < disturbances + ARRAY_SIZE(disturbances); d++)
+		if (!d->missing)
+			pr_info("%s: %u, %u in vain\n", d->name, d->done, d->tried - d->done);
+}
+
+static void hang(int sig)
+{
+	static const char message[] = "The round does not end\n";
+
+	write(STDERR_FILENO, message, sizeof(message) - 1);
+	_exit(KSFT_FAIL);
+}
+
+static void help(const char *name)
+{
+	printf("usage: %s [-h] [-n vcpus] [-r rounds] [-s seed]\n", name);
+}
+
+int main(int argc, char *argv[])
+{
+	u32 flags = KVM_XEN_HVM_CONFIG_SHARED_INFO | KVM_XEN_HVM_CONFIG_EVTCHN_SEND |
+		    KVM_XEN_HVM_CONFIG_RUNSTATE | KVM_XEN_HVM_CONFIG_RUNSTATE_UPDATE_FLAG |
+		    KVM_XEN_HVM_CONFIG_SHARED_INFO_HVA;
+	int opt;
+
+	TEST_REQUIRE((kvm_check_cap(KVM_CAP_XEN_HVM) & flags) == flags);
+
+	seed = time(NULL);
+	while ((opt = getopt(argc, argv, "hn:r:s:")) != -1) {
+		switch (opt) {
+		case 'n':
+			nr_vcpus = atoi_positive("Number of vCPUs", optarg);
+			TEST_ASSERT(nr_vcpus <= MAX_VCPUS, "At most %d vCPUs", MAX_VCPUS);
+			break;
+		case 'r':
+			nr_rounds = atoi_positive("Number of rounds", optarg);
+			break;
+		case 's':
+			seed = atoi_non_negative("Seed", optarg);
+			break;
+		default:
+			help(argv[0]);
+			exit(opt == 'h' ? KSFT_PASS : KSFT_FAIL);
+		}
+	}
+	pr_info("-n %u -r %u -s %u\n", nr_vcpus, nr_rounds, seed);
+	look_for_what_is_missing();
+
+	signal(SIGALRM, hang);
+	on_memfd = true;
+	run_vm();
+	on_memfd = false;
+	run_vm();
+	report();
+	return 0;
+}
