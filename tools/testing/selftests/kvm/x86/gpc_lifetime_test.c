@@ -6,7 +6,7 @@
  * A VMM whose guest memory is a memfd has Xen's shared_info mapped by KVM, forks
  * a child and exits.  The child waits for that, makes KVM raise an event, and
  * looks into the memfd.  If the page was punched out of the memfd before, KVM
- * would write to free memory; that shows under KASAN only.
+ * would write to free memory; only KASAN tells.
  */
 #include <fcntl.h>
 #include <sys/eventfd.h>
@@ -60,9 +60,7 @@ static u64 now_ns(void)
 
 static bool is_pending(struct vmm *v, u32 port)
 {
-	struct xen_shared_info *shinfo = addr_gpa2hva(v->vm, SHINFO_GPA);
-
-	return READ_ONCE(shinfo->evtchn_pending[port / 64]) & BIT_ULL(port % 64);
+	return xen_is_pending(addr_gpa2hva(v->vm, SHINFO_GPA), port);
 }
 
 static void vmm_create(struct vmm *v)
@@ -90,13 +88,16 @@ static enum outcome child_signal_irqfd(struct vmm *v)
 {
 	struct userspace_mem_region *region = memslot2region(v->vm, XEN_REGION_SLOT);
 
-	if (v->punch_hole)
+	/* Unmapped before, the page is free as soon as it is punched out. */
+	if (v->punch_hole) {
+		kvm_munmap(region->mmap_start, region->mmap_size);
 		TEST_ASSERT(!fallocate(region->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
 				       region->offset, PAGE_SIZE), "fallocate() failed");
+	}
 
 	TEST_ASSERT_EQ(eventfd_write(v->irqfd, 1), 0);
 	child_close_vm(v);
-	return is_pending(v, IRQFD_PORT) ? WRITTEN : NOT_WRITTEN;
+	return !v->punch_hole && is_pending(v, IRQFD_PORT) ? WRITTEN : NOT_WRITTEN;
 }
 
 static enum outcome child_await_timer(struct vmm *v)
@@ -169,9 +170,13 @@ TEST(irqfd_after_exit)
 	EXPECT_EQ(run_vmm(0, false), NOT_WRITTEN);
 }
 
+/* KASAN does not see the write if the page has a new owner already: try some more. */
 TEST(irqfd_after_exit_and_free)
 {
-	EXPECT_EQ(run_vmm(0, true), NOT_WRITTEN);
+	int i;
+
+	for (i = 0; i < 8; i++)
+		ASSERT_EQ(run_vmm(0, true), NOT_WRITTEN);
 }
 
 TEST(timer_after_exit)

@@ -24,24 +24,15 @@
 #define HIGH_PORT	2600
 #define GSI		32
 
-/*
- * KVM does what is pending for a vCPU between two entries, i.e. after an exit that
- * does not go to userspace.
- */
-static void guest_idle(void)
-{
-	u32 eax, ebx, ecx, edx;
-
-	for (;;) {
-		cpuid(0, &eax, &ebx, &ecx, &edx);
-		GUEST_SYNC(0);
-	}
-}
-
 static void guest_kvmclock(void)
 {
 	wrmsr(MSR_KVM_SYSTEM_TIME_NEW, TIME_GPA | 1);
-	guest_idle();
+	xen_guest_idle();
+}
+
+static void guest_hypercall_page(void)
+{
+	GUEST_SYNC(wrmsr_safe(XEN_HYPERCALL_MSR, TIME_GPA));
 }
 
 static void run(struct kvm_vcpu *vcpu)
@@ -72,7 +63,7 @@ FIXTURE(gpc_memslot) {
 
 FIXTURE_SETUP(gpc_memslot)
 {
-	self->vm = vm_create_with_one_vcpu(&self->vcpu, guest_idle);
+	self->vm = vm_create_with_one_vcpu(&self->vcpu, xen_guest_idle);
 	vm_userspace_mem_region_add(self->vm, VM_MEM_SRC_ANONYMOUS, REGION_GPA,
 				    REGION_SLOT, REGION_PAGES, 0);
 	self->shinfo = addr_gpa2hva(self->vm, SHINFO_GPA);
@@ -88,15 +79,10 @@ FIXTURE_TEARDOWN(gpc_memslot)
 	kvm_vm_free(self->vm);
 }
 
-static bool is_pending(struct xen_shared_info *shinfo, u32 port)
-{
-	return READ_ONCE(shinfo->evtchn_pending[port / 64]) & BIT_ULL(port % 64);
-}
-
 static void expect_delivered(struct __test_metadata *_metadata,
 			     struct xen_shared_info *shinfo, struct xen_vcpu_info *vi)
 {
-	EXPECT_TRUE(is_pending(shinfo, PORT));
+	EXPECT_TRUE(xen_is_pending(shinfo, PORT));
 	EXPECT_EQ(vi->evtchn_pending_sel, BIT_ULL(PORT / 64));
 	EXPECT_EQ(vi->evtchn_upcall_pending, 1);
 }
@@ -111,7 +97,7 @@ TEST_F(gpc_memslot, irqfd)
 	/* The event goes to a worker; deassigning the irqfd waits for it. */
 	kvm_deassign_irqfd(self->vm, GSI, fd);
 	run(self->vcpu);
-	EXPECT_FALSE(is_pending(self->shinfo, PORT));
+	EXPECT_FALSE(xen_is_pending(self->shinfo, PORT));
 
 	set_region(self->vm, true);
 	run(self->vcpu);
@@ -126,7 +112,7 @@ TEST_F(gpc_memslot, timer)
 	/* In the past: pending at once, for the vCPU to deliver. */
 	xen_set_timer(self->vcpu, PORT, 1);
 	run(self->vcpu);
-	EXPECT_FALSE(is_pending(self->shinfo, PORT));
+	EXPECT_FALSE(xen_is_pending(self->shinfo, PORT));
 
 	set_region(self->vm, true);
 	run(self->vcpu);
@@ -163,13 +149,51 @@ TEST_F(gpc_memslot, migrated_vcpu_info)
 	self->shinfo = addr_gpa2hva(self->vm, OTHER_GPA);
 	set_region(self->vm, false);
 	xen_evtchn_send(self->vcpu, PORT);
-	EXPECT_TRUE(is_pending(self->shinfo, PORT));
+	EXPECT_TRUE(xen_is_pending(self->shinfo, PORT));
 	EXPECT_EQ(self->vi->evtchn_pending_sel, 0);
 
 	set_region(self->vm, true);
 	vcpu_ioctl(self->vcpu, KVM_XEN_VCPU_GET_ATTR, &attr);
 	EXPECT_EQ(attr.u.gpa, VCPU_INFO_GPA);
 	expect_delivered(_metadata, self->shinfo, self->vi);
+}
+
+/*
+ * An event ends the wait of a vCPU that waits for its INIT, so it must get to
+ * vcpu_info from there, too.
+ */
+TEST_F(gpc_memslot, vcpu_not_started)
+{
+	struct kvm_mp_state state = { .mp_state = KVM_MP_STATE_UNINITIALIZED };
+
+	vcpu_mp_state_set(self->vcpu, &state);
+	xen_set_vcpu_area(self->vcpu, KVM_XEN_VCPU_ATTR_TYPE_VCPU_INFO, KVM_XEN_INVALID_GPA);
+	xen_evtchn_send(self->vcpu, PORT);
+	EXPECT_EQ(_vcpu_run(self->vcpu), -1);
+	EXPECT_EQ(errno, EAGAIN);
+	EXPECT_EQ(self->vi->evtchn_pending_sel, 0);
+
+	xen_set_vcpu_info(self->vcpu, VCPU_INFO_GPA);
+	EXPECT_EQ(_vcpu_run(self->vcpu), -1);
+	EXPECT_EQ(errno, EAGAIN);
+	expect_delivered(_metadata, self->shinfo, self->vi);
+}
+
+/* The guest's mode is what shared_info is laid out for: both change, or neither. */
+TEST_F(gpc_memslot, mode_by_hypercall_page)
+{
+	struct kvm_xen_hvm_attr mode = { .type = KVM_XEN_ATTR_TYPE_LONG_MODE };
+	struct ucall uc;
+
+	xen_set_long_mode(self->vm, false);
+	vcpu_arch_set_entry_point(self->vcpu, guest_hypercall_page);
+	set_region(self->vm, false);
+	run(self->vcpu);
+	TEST_ASSERT_EQ(get_ucall(self->vcpu, &uc), UCALL_SYNC);
+	EXPECT_EQ(uc.args[1], GP_VECTOR);
+
+	vm_ioctl(self->vm, KVM_XEN_HVM_GET_ATTR, &mode);
+	EXPECT_EQ(mode.u.long_mode, 0);
 }
 
 /* What is pending of 64-bit mode's selectors does not outlast that mode. */
@@ -217,6 +241,22 @@ TEST_F(gpc_memslot, kvmclock)
 	vcpu_arch_set_entry_point(self->vcpu, guest_kvmclock);
 	run(self->vcpu);
 	expect_time_arrives(_metadata, self->vcpu, addr_gpa2hva(self->vm, TIME_GPA));
+}
+
+/* A VMM that restores a VM may set the MSR before the memslots. */
+TEST_F(gpc_memslot, kvmclock_before_memslot)
+{
+	struct pvclock_vcpu_time_info *time = addr_gpa2hva(self->vm, TIME_GPA);
+
+	set_region(self->vm, false);
+	vcpu_set_msr(self->vcpu, MSR_KVM_SYSTEM_TIME_NEW, TIME_GPA | 1);
+	run(self->vcpu);
+	EXPECT_EQ(time->version, 0);
+
+	set_region(self->vm, true);
+	run(self->vcpu);
+	EXPECT_NE(time->version, 0);
+	EXPECT_EQ(time->version % 2, 0);
 }
 
 TEST_F(gpc_memslot, vcpu_info_time)

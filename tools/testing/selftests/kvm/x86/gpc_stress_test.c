@@ -44,15 +44,11 @@
 #include "test_util.h"
 #include "kvm_util.h"
 #include "processor.h"
-#include <asm/pvclock-abi.h>
+#include "xen.h"
 
 #define MAX_VCPUS		4
 #define UPCALL_VECTOR		0x30
 #define FIRST_GSI		32
-#define XEN_HYPERCALL_MSR	0x40000000
-#define __HYPERVISOR_event_channel_op	32
-#define EVTCHNOP_send			4
-#define EVTCHNSTAT_interdomain		2
 
 #define AREA_SLOT		10
 #define AREA_GPA		0xc0000000ULL
@@ -79,19 +75,6 @@ enum { BY_IOCTL, BY_IRQFD, BY_HCALL, NR_SOURCES };
 #define WORD(v, source, i)	(1 + ((v) * NR_SOURCES + (source)) * NR_PORTS + (i))
 #define PORT(word)		((word) * 65)
 #define NR_WORDS		64
-
-struct xen_vcpu_info {
-	u8 evtchn_upcall_pending;
-	u8 evtchn_upcall_mask;
-	u64 evtchn_pending_sel;
-	u64 arch[2];
-	struct pvclock_vcpu_time_info time;
-};
-
-struct xen_shared_info {
-	struct xen_vcpu_info vcpu_info[32];
-	u64 evtchn_pending[NR_WORDS];
-};
 
 struct xen_runstate {
 	u32 state;
@@ -134,14 +117,6 @@ static struct shared *guest_sh;
 static void *guest_area(u64 offset)
 {
 	return (void *)(AREA_GVA + offset);
-}
-
-/* Between two entries, KVM puts what is pending for a vCPU into its vcpu_info. */
-static void guest_exit(void)
-{
-	u32 eax, ebx, ecx, edx;
-
-	cpuid(0, &eax, &ebx, &ecx, &edx);
 }
 
 static void guest_upcall(struct ex_regs *regs)
@@ -230,16 +205,15 @@ static void guest_consume(u32 id, bool resync)
 
 static void guest_send(u32 id)
 {
-	u32 target = (id + 1) % guest_sh->nr_vcpus, port;
+	u32 target = (id + 1) % guest_sh->nr_vcpus;
 	int i, w;
 
 	for (i = 0; i < NR_PORTS; i++) {
 		w = WORD(target, BY_HCALL, i);
-		port = PORT(w);
 		if (get(&guest_sh->seen[w]) != guest_sh->sent[w])
 			continue;
 		add(&guest_sh->sent[w], 1);
-		if (__xen_hypercall(__HYPERVISOR_event_channel_op, EVTCHNOP_send, &port))
+		if (xen_guest_send(PORT(w)))
 			add(&guest_sh->sent[w], -1);
 	}
 }
@@ -258,7 +232,7 @@ static void guest_code(struct shared *shared, u32 id)
 		strict = shared->strict[id];
 		if (!strict)
 			guest_send(id);
-		guest_exit();
+		xen_guest_exit();
 		GUEST_SYNC(0);
 
 		/* Here the VMM keeps the memslot as it is, and retries what faults. */
@@ -396,19 +370,10 @@ static void *vcpu_thread(void *arg)
 	return NULL;
 }
 
-static struct kvm_irq_routing_xen_evtchn xen_evtchn(int v, int w)
-{
-	return (struct kvm_irq_routing_xen_evtchn) {
-		.port = PORT(w),
-		.vcpu = vcpus[v]->id,
-		.priority = KVM_IRQ_ROUTING_XEN_EVTCHN_PRIO_2LEVEL,
-	};
-}
-
 static void raise_event(int v, int source, int i)
 {
 	int w = WORD(v, source, i);
-	struct kvm_irq_routing_xen_evtchn e = xen_evtchn(v, w);
+	struct kvm_irq_routing_xen_evtchn e = xen_evtchn(vcpus[v], PORT(w));
 
 	if (get(&sh->seen[w]) != sh->sent[w])
 		return;
@@ -843,13 +808,6 @@ static void set_vm_attr(u16 type, u64 value)
 	vm_ioctl(vm, KVM_XEN_HVM_SET_ATTR, &attr);
 }
 
-static void set_vcpu_attr(int v, u16 type, u64 address)
-{
-	struct kvm_xen_vcpu_attr attr = { .type = type, .u.gpa = address };
-
-	vcpu_ioctl(vcpus[v], KVM_XEN_VCPU_SET_ATTR, &attr);
-}
-
 /* shared_info and vcpu_info can be given by HVA, too. */
 static void set_infos(bool by_hva)
 {
@@ -859,29 +817,11 @@ static void set_infos(bool by_hva)
 	if (by_hva)
 		set_vm_attr(KVM_XEN_ATTR_TYPE_SHARED_INFO_HVA, hva + SHARED_INFO);
 	else
-		set_vm_attr(KVM_XEN_ATTR_TYPE_SHARED_INFO, (AREA_GPA + SHARED_INFO) / PAGE_SIZE);
+		xen_set_shared_info(vm, AREA_GPA + SHARED_INFO);
 	for (v = 0; v < nr_vcpus; v++)
-		set_vcpu_attr(v, by_hva ? KVM_XEN_VCPU_ATTR_TYPE_VCPU_INFO_HVA :
-					  KVM_XEN_VCPU_ATTR_TYPE_VCPU_INFO,
-			      (by_hva ? hva : AREA_GPA) + VCPU_INFO(v));
-}
-
-static void create_hcall_port(int v, int w)
-{
-	struct kvm_xen_hvm_attr attr = {
-		.type = KVM_XEN_ATTR_TYPE_EVTCHN,
-		.u.evtchn = {
-			.send_port = PORT(w),
-			.type = EVTCHNSTAT_interdomain,
-			.deliver.port = {
-				.port = PORT(w),
-				.vcpu = vcpus[v]->id,
-				.priority = KVM_IRQ_ROUTING_XEN_EVTCHN_PRIO_2LEVEL,
-			},
-		},
-	};
-
-	vm_ioctl(vm, KVM_XEN_HVM_SET_ATTR, &attr);
+		xen_set_vcpu_area(vcpus[v], by_hva ? KVM_XEN_VCPU_ATTR_TYPE_VCPU_INFO_HVA :
+						     KVM_XEN_VCPU_ATTR_TYPE_VCPU_INFO,
+				  (by_hva ? hva : AREA_GPA) + VCPU_INFO(v));
 }
 
 static void create_ports(void)
@@ -894,13 +834,13 @@ static void create_ports(void)
 
 	for (v = 0; v < nr_vcpus; v++) {
 		for (i = 0; i < NR_PORTS; i++) {
-			create_hcall_port(v, WORD(v, BY_HCALL, i));
+			xen_bind_evtchn(vcpus[v], PORT(WORD(v, BY_HCALL, i)), 0);
 			w = WORD(v, BY_IRQFD, i);
 			irqfds[w] = kvm_new_eventfd();
 			routing.entries[routing.info.nr++] = (struct kvm_irq_routing_entry) {
 				.gsi = FIRST_GSI + w,
 				.type = KVM_IRQ_ROUTING_XEN_EVTCHN,
-				.u.xen_evtchn = xen_evtchn(v, w),
+				.u.xen_evtchn = xen_evtchn(vcpus[v], PORT(w)),
 			};
 		}
 	}
@@ -910,10 +850,6 @@ static void create_ports(void)
 
 static void create_vm(void)
 {
-	struct kvm_xen_hvm_config config = {
-		.flags = KVM_XEN_HVM_CONFIG_INTERCEPT_HCALL | KVM_XEN_HVM_CONFIG_EVTCHN_SEND,
-		.msr = XEN_HYPERCALL_MSR,
-	};
 	struct kvm_vcpu *vcpu;
 	u64 kvmclock;
 	gva_t gva;
@@ -928,8 +864,7 @@ static void create_vm(void)
 	sh->nr_vcpus = nr_vcpus;
 	sh->epoch = 1;
 
-	vm_ioctl(vm, KVM_XEN_HVM_CONFIG, &config);
-	set_vm_attr(KVM_XEN_ATTR_TYPE_LONG_MODE, 1);
+	xen_enable(vm);
 	set_vm_attr(KVM_XEN_ATTR_TYPE_RUNSTATE_UPDATE_FLAG, 1);
 	set_vm_attr(KVM_XEN_ATTR_TYPE_UPCALL_VECTOR, UPCALL_VECTOR);
 	for (v = 0; v < nr_vcpus; v++) {
@@ -937,8 +872,10 @@ static void create_vm(void)
 		kvmclock = AREA_GPA + KVMCLOCK(v);
 		vcpu = vcpus[v];
 		vcpu_set_msr(vcpu, MSR_KVM_SYSTEM_TIME_NEW, kvmclock | 1);
-		set_vcpu_attr(v, KVM_XEN_VCPU_ATTR_TYPE_VCPU_TIME_INFO, AREA_GPA + TIME_INFO(v));
-		set_vcpu_attr(v, KVM_XEN_VCPU_ATTR_TYPE_RUNSTATE_ADDR, AREA_GPA + RUNSTATE(v));
+		xen_set_vcpu_area(vcpu, KVM_XEN_VCPU_ATTR_TYPE_VCPU_TIME_INFO,
+				  AREA_GPA + TIME_INFO(v));
+		xen_set_vcpu_area(vcpu, KVM_XEN_VCPU_ATTR_TYPE_RUNSTATE_ADDR,
+				  AREA_GPA + RUNSTATE(v));
 	}
 	set_infos(false);
 	create_ports();

@@ -20,6 +20,7 @@
 #include "kvm_util.h"
 #include "processor.h"
 #include "kvm_test_harness.h"
+#include "xen.h"
 
 #define REGION_GPA		0xc0000000ULL
 #define REGION_PAGES		7
@@ -52,7 +53,6 @@
 /* No VMA can be below vm.mmap_min_addr. */
 #define UNMAPPED_HVA		PAGE_SIZE
 
-#define XEN_HYPERCALL_MSR	0x40000000
 #define XEN_VERSION		0x40011
 
 /* PENDING_PORT is raised before a call that fails, PROBE_PORT after. */
@@ -75,17 +75,6 @@
 
 #define __HYPERVISOR_xen_version	17
 #define XENVER_version			0
-#define __HYPERVISOR_event_channel_op	32
-#define EVTCHNOP_send			4
-
-enum {
-	EVTCHNSTAT_closed,
-	EVTCHNSTAT_unbound,
-	EVTCHNSTAT_interdomain,
-	EVTCHNSTAT_pirq,
-	EVTCHNSTAT_virq,
-	EVTCHNSTAT_ipi,
-};
 
 enum {
 	RUNSTATE_running,
@@ -215,21 +204,15 @@ static int count_warnings(void)
 	return count;
 }
 
-/*
- * The guest sends to guest_port, if any, and leaves otherwise.  KVM puts what
- * is pending into vcpu_info after an exit that does not go to userspace.
- */
+/* The guest sends to this one, if any. */
 static u32 guest_port;
 
 static void guest_code(void)
 {
-	u32 eax, ebx, ecx, edx;
-
 	for (;;) {
-		cpuid(0, &eax, &ebx, &ecx, &edx);
+		xen_guest_exit();
 		if (guest_port)
-			__xen_hypercall(__HYPERVISOR_event_channel_op,
-					EVTCHNOP_send, &guest_port);
+			xen_guest_send(guest_port);
 		GUEST_SYNC(0);
 	}
 }
@@ -391,29 +374,27 @@ static void *area(u64 gpa)
 }
 
 /* The bitmaps of either ABI begin at the same place. */
-static u64 *pending_word(int port)
-{
-	return (u64 *)(area(SHINFO_GPA) + 0x800) + port / 64;
-}
-
 static bool is_pending(int port)
 {
-	return READ_ONCE(*pending_word(port)) & BIT_ULL(port % 64);
+	return xen_is_pending(area(SHINFO_GPA), port);
 }
 
 static void clear_pending(int port)
 {
-	*pending_word(port) &= ~BIT_ULL(port % 64);
+	struct xen_shared_info *shinfo = area(SHINFO_GPA);
+
+	shinfo->evtchn_pending[port / 64] &= ~BIT_ULL(port % 64);
 }
 
 static bool is_selected(int port)
 {
-	void *vi = area(VCPU_INFO_GPA);
+	struct xen_vcpu_info32 *vi32 = area(VCPU_INFO_GPA);
+	struct xen_vcpu_info *vi = area(VCPU_INFO_GPA);
 
 	if (now.long_mode)
-		return READ_ONCE(*(u64 *)(vi + 8)) & BIT_ULL(port / 64);
+		return READ_ONCE(vi->evtchn_pending_sel) & BIT_ULL(port / 64);
 
-	return READ_ONCE(*(u32 *)(vi + 4)) & BIT(port / 32);
+	return READ_ONCE(vi32->evtchn_pending_sel) & BIT(port / 32);
 }
 
 static void run_guest(struct kvm_vcpu *vcpu)
@@ -424,11 +405,7 @@ static void run_guest(struct kvm_vcpu *vcpu)
 
 static int raise_event(struct kvm_vcpu *vcpu, u32 port)
 {
-	struct kvm_irq_routing_xen_evtchn e = {
-		.port = port,
-		.vcpu = vcpu->id,
-		.priority = PRIO_2LEVEL,
-	};
+	struct kvm_irq_routing_xen_evtchn e = xen_evtchn(vcpu, port);
 
 	return __vm_ioctl(vcpu->vm, KVM_XEN_HVM_EVTCHN_SEND, &e) ? errno : 0;
 }

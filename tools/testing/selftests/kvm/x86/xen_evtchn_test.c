@@ -28,20 +28,6 @@
 #define UPDATE_ROUNDS_1CPU	20
 #define UPDATES_PER_ROUND	9
 
-/*
- * KVM puts what is pending for a vCPU into its vcpu_info between two entries,
- * i.e. after an exit that does not go to userspace.
- */
-static void guest_idle(void)
-{
-	u32 eax, ebx, ecx, edx;
-
-	for (;;) {
-		cpuid(0, &eax, &ebx, &ecx, &edx);
-		GUEST_SYNC(0);
-	}
-}
-
 static void guest_send(void)
 {
 	xen_guest_send(EVTCHN_PORT);
@@ -87,9 +73,7 @@ static int read_warn_count(void)
 
 static bool event_is_pending(struct kvm_vm *vm)
 {
-	struct xen_shared_info *shinfo = addr_gpa2hva(vm, SHINFO_GPA);
-
-	return shinfo->evtchn_pending[EVTCHN_PORT / 64] & BIT_ULL(EVTCHN_PORT % 64);
+	return xen_is_pending(addr_gpa2hva(vm, SHINFO_GPA), EVTCHN_PORT);
 }
 
 FIXTURE(xen_evtchn) {
@@ -100,7 +84,7 @@ FIXTURE(xen_evtchn) {
 
 FIXTURE_SETUP(xen_evtchn)
 {
-	self->vm = vm_create_with_one_vcpu(&self->vcpu, guest_idle);
+	self->vm = vm_create_with_one_vcpu(&self->vcpu, xen_guest_idle);
 	vm_userspace_mem_region_add(self->vm, VM_MEM_SRC_ANONYMOUS,
 				    XEN_REGION_GPA, XEN_REGION_SLOT, 2, 0);
 	xen_enable(self->vm);

@@ -23,16 +23,6 @@
 #define POISON		0x5a
 #define MODE_ROUNDS	20000
 
-static void guest_idle(void)
-{
-	u32 eax, ebx, ecx, edx;
-
-	for (;;) {
-		cpuid(0, &eax, &ebx, &ecx, &edx);
-		GUEST_SYNC(0);
-	}
-}
-
 FIXTURE(xen_vcpu_info) {
 	struct kvm_vcpu *vcpu;
 	struct kvm_vm *vm;
@@ -42,7 +32,7 @@ FIXTURE(xen_vcpu_info) {
 
 FIXTURE_SETUP(xen_vcpu_info)
 {
-	self->vm = vm_create_with_one_vcpu(&self->vcpu, guest_idle);
+	self->vm = vm_create_with_one_vcpu(&self->vcpu, xen_guest_idle);
 	vm_userspace_mem_region_add(self->vm, VM_MEM_SRC_ANONYMOUS, REGION_GPA,
 				    REGION_SLOT, REGION_PAGES, 0);
 	self->shinfo = addr_gpa2hva(self->vm, SHINFO_GPA);

@@ -17,7 +17,15 @@
 #define SCHEDOP_poll			3
 #define __HYPERVISOR_event_channel_op	32
 #define EVTCHNOP_send			4
-#define EVTCHNSTAT_interdomain		2
+
+enum {
+	EVTCHNSTAT_closed,
+	EVTCHNSTAT_unbound,
+	EVTCHNSTAT_interdomain,
+	EVTCHNSTAT_pirq,
+	EVTCHNSTAT_virq,
+	EVTCHNSTAT_ipi,
+};
 
 struct xen_vcpu_info {
 	u8 evtchn_upcall_pending;
@@ -50,11 +58,35 @@ struct xen_shared_info32 {
 static_assert(sizeof(struct xen_vcpu_info) == 64);
 static_assert(sizeof(struct xen_vcpu_info32) == 64);
 
+static inline bool xen_is_pending(struct xen_shared_info *shinfo, u32 port)
+{
+	return READ_ONCE(shinfo->evtchn_pending[port / 64]) & BIT_ULL(port % 64);
+}
+
 struct xen_sched_poll {
 	u32 *ports;
 	u32 nr_ports;
 	u64 timeout;
 };
+
+/*
+ * KVM does what is pending for a vCPU between two entries: this exit does not go
+ * to userspace, so another entry follows.
+ */
+static inline void xen_guest_exit(void)
+{
+	u32 eax, ebx, ecx, edx;
+
+	cpuid(0, &eax, &ebx, &ecx, &edx);
+}
+
+static inline void xen_guest_idle(void)
+{
+	for (;;) {
+		xen_guest_exit();
+		GUEST_SYNC(0);
+	}
+}
 
 static inline u64 xen_guest_send(u32 port)
 {
