@@ -271,6 +271,25 @@ TEST_F(gpc_memslot, vcpu_time_info)
 	expect_time_arrives(_metadata, self->vcpu, addr_gpa2hva(self->vm, TIME_GPA));
 }
 
+TEST_F(gpc_memslot, runstate)
+{
+	struct xen_runstate *rs = addr_gpa2hva(self->vm, TIME_GPA);
+	struct kvm_xen_vcpu_attr attr = {
+		.type = KVM_XEN_VCPU_ATTR_TYPE_RUNSTATE_CURRENT,
+		.u.runstate.state = RUNSTATE_runnable,
+	};
+
+	TEST_REQUIRE(kvm_check_cap(KVM_CAP_XEN_HVM) & KVM_XEN_HVM_CONFIG_RUNSTATE);
+	xen_set_vcpu_area(self->vcpu, KVM_XEN_VCPU_ATTR_TYPE_RUNSTATE_ADDR, TIME_GPA);
+	run(self->vcpu);
+	EXPECT_EQ(rs->state, RUNSTATE_running);
+
+	set_region(self->vm, false);
+	set_region(self->vm, true);
+	vcpu_ioctl(self->vcpu, KVM_XEN_VCPU_SET_ATTR, &attr);
+	EXPECT_EQ(rs->state, RUNSTATE_runnable);
+}
+
 TEST_F(gpc_memslot, guest_stopped)
 {
 	struct pvclock_vcpu_time_info *time = addr_gpa2hva(self->vm, TIME_GPA);

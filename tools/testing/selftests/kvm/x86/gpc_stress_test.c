@@ -76,13 +76,6 @@ enum { BY_IOCTL, BY_IRQFD, BY_HCALL, NR_SOURCES };
 #define PORT(word)		((word) * 65)
 #define NR_WORDS		64
 
-struct xen_runstate {
-	u32 state;
-	u32 pad;
-	u64 entry_time;
-	u64 time[4];
-} __packed;
-
 /* What a vCPU saw when it looked last. */
 struct guest_seen {
 	struct pvclock_vcpu_time_info clocks[3];
@@ -866,7 +859,7 @@ static void create_vm(void)
 
 	xen_enable(vm);
 	set_vm_attr(KVM_XEN_ATTR_TYPE_RUNSTATE_UPDATE_FLAG, 1);
-	set_vm_attr(KVM_XEN_ATTR_TYPE_UPCALL_VECTOR, UPCALL_VECTOR);
+	xen_set_upcall_vector(vm, UPCALL_VECTOR);
 	for (v = 0; v < nr_vcpus; v++) {
 		vcpu_args_set(vcpus[v], 2, gva, v);
 		kvmclock = AREA_GPA + KVMCLOCK(v);

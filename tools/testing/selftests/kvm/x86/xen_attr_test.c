@@ -76,13 +76,6 @@
 #define __HYPERVISOR_xen_version	17
 #define XENVER_version			0
 
-enum {
-	RUNSTATE_running,
-	RUNSTATE_runnable,
-	RUNSTATE_blocked,
-	RUNSTATE_offline,
-};
-
 /* Add up, and are long past by the time that a VM runs. */
 #define TIME_RUNNING		100
 #define TIME_RUNNABLE		200

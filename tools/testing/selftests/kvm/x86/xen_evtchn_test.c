@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * Delivery of Xen event channels when a place that an event goes to, i.e.
- * shared_info or the vCPU's vcpu_info, was never registered, and while an event
- * channel is bound to another vCPU.
+ * shared_info or the vCPU's vcpu_info, was never registered, while an event
+ * channel is bound to another vCPU, and while an event is taken back.
  *
  * Each way of raising an event fails or defers the event as documented, KVM
  * does not WARN, and an event that is deferred is there once the vCPU gets its
@@ -22,15 +22,37 @@
 
 #define EVTCHN_PORT		66
 #define EVTCHN_GSI		32
+#define UPCALL_VECTOR		0x30
 
 /* On a single CPU, a round takes some time slices, and hardly anything can race. */
 #define UPDATE_ROUNDS		2000
 #define UPDATE_ROUNDS_1CPU	20
 #define UPDATES_PER_ROUND	9
+#define UPCALLS			100
+#define UPCALLS_1CPU		20
 
 static void guest_send(void)
 {
 	xen_guest_send(EVTCHN_PORT);
+	GUEST_DONE();
+}
+
+static u64 nr_upcalls;
+static bool stop_waiting;
+
+static void guest_upcall(struct ex_regs *regs)
+{
+	struct xen_vcpu_info *vi = (void *)VCPU_INFO_GPA;
+
+	WRITE_ONCE(vi->evtchn_upcall_pending, 0);
+	nr_upcalls++;
+}
+
+static void guest_take_upcalls(void)
+{
+	sti_nop();
+	while (!READ_ONCE(stop_waiting))
+		xen_guest_exit();
 	GUEST_DONE();
 }
 
@@ -167,6 +189,45 @@ TEST_F(xen_evtchn, pending_without_vcpu_info)
 	EXPECT_EQ(vi->evtchn_pending_sel, BIT_ULL(EVTCHN_PORT / 64));
 }
 
+static void *run_vcpu(void *vcpu)
+{
+	vcpu_run(vcpu);
+	TEST_ASSERT_EQ(get_ucall(vcpu, NULL), UCALL_DONE);
+	return NULL;
+}
+
+/*
+ * An event can be gone by the time that the vCPU takes it.  The PIC has nothing
+ * to say then, and if KVM asks it all the same, the guest gets a spurious
+ * interrupt: vector 7, as the PIC was never set up.
+ */
+TEST_F(xen_evtchn, taken_back)
+{
+	struct xen_vcpu_info *vi = addr_gpa2hva(self->vm, VCPU_INFO_GPA);
+	bool *stop = addr_gva2hva(self->vm, (gva_t)&stop_waiting);
+	u64 *upcalls = addr_gva2hva(self->vm, (gva_t)&nr_upcalls);
+	u64 enough = UPCALLS;
+	pthread_t thread;
+
+	if (sysconf(_SC_NPROCESSORS_ONLN) == 1)
+		enough = UPCALLS_1CPU;
+
+	virt_map(self->vm, VCPU_INFO_GPA, VCPU_INFO_GPA, 1);
+	vm_install_exception_handler(self->vm, UPCALL_VECTOR, guest_upcall);
+	vcpu_arch_set_entry_point(self->vcpu, guest_take_upcalls);
+	xen_set_upcall_vector(self->vm, UPCALL_VECTOR);
+	xen_set_vcpu_info(self->vcpu, VCPU_INFO_GPA);
+
+	TEST_ASSERT_EQ(pthread_create(&thread, NULL, run_vcpu, self->vcpu), 0);
+	while (READ_ONCE(*upcalls) < enough) {
+		WRITE_ONCE(vi->evtchn_upcall_pending, 0);
+		WRITE_ONCE(vi->evtchn_upcall_pending, 1);
+	}
+	WRITE_ONCE(vi->evtchn_upcall_pending, 0);
+	WRITE_ONCE(*stop, true);
+	pthread_join(thread, NULL);
+}
+
 FIXTURE(xen_evtchn_update) {
 	struct kvm_vcpu *vcpus[2];
 	struct xen_vcpu_info *vi[2];
@@ -193,13 +254,6 @@ FIXTURE_SETUP(xen_evtchn_update)
 FIXTURE_TEARDOWN(xen_evtchn_update)
 {
 	kvm_vm_free(self->vm);
-}
-
-static void *run_vcpu(void *vcpu)
-{
-	vcpu_run(vcpu);
-	TEST_ASSERT_EQ(get_ucall(vcpu, NULL), UCALL_DONE);
-	return NULL;
 }
 
 /* Once two more are sent, one was sent from beginning to end after the call. */

@@ -55,6 +55,21 @@ struct xen_shared_info32 {
 	u32 evtchn_mask[32];
 };
 
+enum {
+	RUNSTATE_running,
+	RUNSTATE_runnable,
+	RUNSTATE_blocked,
+	RUNSTATE_offline,
+};
+
+/* At any address. */
+struct xen_runstate {
+	u32 state;
+	u32 pad;
+	u64 entry_time;
+	u64 time[4];
+} __packed;
+
 static_assert(sizeof(struct xen_vcpu_info) == 64);
 static_assert(sizeof(struct xen_vcpu_info32) == 64);
 
@@ -121,6 +136,17 @@ static inline void xen_enable(struct kvm_vm *vm)
 
 	vm_ioctl(vm, KVM_XEN_HVM_CONFIG, &config);
 	xen_set_long_mode(vm, true);
+}
+
+/* Events of any vCPU raise VECTOR as an external interrupt, like the PIC's. */
+static inline void xen_set_upcall_vector(struct kvm_vm *vm, u8 vector)
+{
+	struct kvm_xen_hvm_attr attr = {
+		.type = KVM_XEN_ATTR_TYPE_UPCALL_VECTOR,
+		.u.vector = vector,
+	};
+
+	vm_ioctl(vm, KVM_XEN_HVM_SET_ATTR, &attr);
 }
 
 static inline void xen_set_shared_info(struct kvm_vm *vm, u64 gpa)
