@@ -8,7 +8,7 @@ export KERNEL MIRROR FORCE
 # The plans of the test command, MACHINE:KERNEL:SUITE.
 CHECK := amd:debug:xen intel:debug:core-intel-debug amd:debug:core-amd \
 	 amd:default:kvm amd:default:xen intel:default:intel
-LONG  := amd:default:slow
+LONG  := amd:default:slow amd:rt:xen amd:rt:core-amd amd:kcsan:core-amd
 PLANS ?= $(CHECK)
 RUNFLAGS = $(if $(FILTER),--filter '$(FILTER)') $(if $(V),-v) $(if $(JUNIT),--junit '$(JUNIT)')
 
@@ -33,7 +33,7 @@ check: ## the tests: lint, the harness's own, both vendors, the Xen guest matrix
 	echo "check: built after $$((SECONDS - t0)) s"; \
 	$(H)/run.py --limit $$((5100 - SECONDS + t0)) $(RUNFLAGS) $(PLANS)
 
-check-long: ## the selftests that take minutes each
+check-long: ## the selftests that take minutes each; PREEMPT_RT and KCSAN
 	@$(MAKE) -s test PLANS='$(LONG)'
 
 test: kernel ## some plans only: make test PLANS='amd:debug:xen' FILTER=nomsi V=1 JUNIT=file

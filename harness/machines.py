@@ -16,7 +16,7 @@ import subprocess
 import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-APPEND = 'console=ttyS0 panic=-1 kvm.force_emulation_prefix=1 kvm.enable_pmu=1'
+APPEND = 'console=ttyS0 panic=-1 numa=fake=2 kvm.force_emulation_prefix=1 kvm.enable_pmu=1'
 
 
 class Process:
