@@ -24,11 +24,13 @@
 #define PORT		66
 
 /* What takes that long does not end any more. */
-#define LIMIT_SECONDS	60
+#define LIMIT_SECONDS	20
+
+static u64 timeout_ns;
 
 static void guest_poll(void)
 {
-	GUEST_SYNC(xen_guest_poll(PORT));
+	GUEST_SYNC(xen_guest_poll(PORT, timeout_ns));
 	GUEST_DONE();
 }
 
@@ -162,6 +164,20 @@ TEST_F(xen_poll, not_masked_upcall_vector)
 	xen_evtchn_send(self->vcpu, PORT);
 	ASSERT_EQ(finish(self->thread), 0)
 		TH_LOG("The event did not end the poll");
+	expect_poll_returned(_metadata, self->vcpu);
+}
+
+/* The guest has been up for a million seconds, and does not wait for as long again. */
+TEST_F(xen_poll, timeout)
+{
+	struct kvm_clock_data clock = { .clock = 1000000 * 1000000000ULL };
+
+	timeout_ns = clock.clock + 1000000;
+	sync_global_to_guest(self->vm, timeout_ns);
+	vm_ioctl(self->vm, KVM_SET_CLOCK, &clock);
+	start(self->vcpu, &self->thread);
+	ASSERT_EQ(finish(self->thread), 0)
+		TH_LOG("The poll did not time out");
 	expect_poll_returned(_metadata, self->vcpu);
 }
 

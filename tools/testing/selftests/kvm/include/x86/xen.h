@@ -108,9 +108,14 @@ static inline u64 xen_guest_send(u32 port)
 	return __xen_hypercall(__HYPERVISOR_event_channel_op, EVTCHNOP_send, &port);
 }
 
-static inline u64 xen_guest_poll(u32 port)
+/* Until PORT is pending or, if TIMEOUT is not 0, the guest's clock shows that. */
+static inline u64 xen_guest_poll(u32 port, u64 timeout)
 {
-	struct xen_sched_poll poll = { .ports = &port, .nr_ports = 1 };
+	struct xen_sched_poll poll = {
+		.ports = &port,
+		.nr_ports = 1,
+		.timeout = timeout,
+	};
 
 	return __xen_hypercall(__HYPERVISOR_sched_op, SCHEDOP_poll, &poll);
 }
