@@ -28,7 +28,8 @@ sparse_clone()
 	shift 2
 
 	pgit clone -q --shared --no-checkout "$repo" "$dir"
-	pgit -C "$dir" sparse-checkout set --no-cone "${@/#//}"
+	# .gitattributes: which function a hunk's header names depends on it.
+	pgit -C "$dir" sparse-checkout set --no-cone /.gitattributes "${@/#//}"
 	pgit -C "$dir" checkout -q -B series
 }
 

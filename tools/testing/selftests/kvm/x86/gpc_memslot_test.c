@@ -6,6 +6,7 @@
  * VMMs do that to change a slot's size or flags.  What KVM has to write
  * meanwhile, an event or the time, must be there afterwards.
  */
+#include <pthread.h>
 #include <sys/eventfd.h>
 
 #include "test_util.h"
@@ -23,6 +24,8 @@
 #define PORT		66
 #define HIGH_PORT	2600
 #define GSI		32
+#define UPCALL_VECTOR	0x30
+#define MANY_HALTS	100
 
 static void guest_kvmclock(void)
 {
@@ -33,6 +36,23 @@ static void guest_kvmclock(void)
 static void guest_hypercall_page(void)
 {
 	GUEST_SYNC(wrmsr_safe(XEN_HYPERCALL_MSR, TIME_GPA));
+}
+
+static bool upcall;
+
+static void guest_upcall(struct ex_regs *regs)
+{
+	struct xen_vcpu_info *vi = (void *)VCPU_INFO_GPA;
+
+	WRITE_ONCE(vi->evtchn_upcall_pending, 0);
+	upcall = true;
+}
+
+static void guest_halt(void)
+{
+	while (!upcall)
+		asm volatile("sti; hlt; cli");
+	GUEST_DONE();
 }
 
 static void run(struct kvm_vcpu *vcpu)
@@ -52,6 +72,13 @@ static void set_region(struct kvm_vm *vm, bool present)
 	};
 
 	vm_ioctl(vm, KVM_SET_USER_MEMORY_REGION, &slot);
+}
+
+static void move_shared_info(struct kvm_vm *vm)
+{
+	vm_userspace_mem_region_add(vm, VM_MEM_SRC_ANONYMOUS, OTHER_GPA,
+				    REGION_SLOT + 1, 1, 0);
+	xen_set_shared_info(vm, OTHER_GPA);
 }
 
 FIXTURE(gpc_memslot) {
@@ -143,9 +170,7 @@ TEST_F(gpc_memslot, migrated_vcpu_info)
 	struct kvm_xen_vcpu_attr attr = { .type = KVM_XEN_VCPU_ATTR_TYPE_VCPU_INFO };
 
 	/* A vcpu_info that is out of reach while shared_info is not. */
-	vm_userspace_mem_region_add(self->vm, VM_MEM_SRC_ANONYMOUS, OTHER_GPA,
-				    REGION_SLOT + 1, 1, 0);
-	xen_set_shared_info(self->vm, OTHER_GPA);
+	move_shared_info(self->vm);
 	self->shinfo = addr_gpa2hva(self->vm, OTHER_GPA);
 	set_region(self->vm, false);
 	xen_evtchn_send(self->vcpu, PORT);
@@ -177,6 +202,105 @@ TEST_F(gpc_memslot, vcpu_not_started)
 	EXPECT_EQ(_vcpu_run(self->vcpu), -1);
 	EXPECT_EQ(errno, EAGAIN);
 	expect_delivered(_metadata, self->shinfo, self->vi);
+}
+
+struct halted {
+	struct kvm_vcpu *vcpu;
+	pthread_t thread;
+	pid_t tid;
+};
+
+static void *run_to_done(void *arg)
+{
+	struct halted *h = arg;
+
+	WRITE_ONCE(h->tid, gettid());
+	vcpu_run(h->vcpu);
+	TEST_ASSERT_EQ(get_ucall(h->vcpu, NULL), UCALL_DONE);
+	return NULL;
+}
+
+/* Whether the thread is asleep, or was. */
+static bool has_slept(pid_t tid)
+{
+	unsigned long count = 0;
+	char line[128];
+	FILE *f;
+
+	sprintf(line, "/proc/self/task/%d/status", tid);
+	f = fopen(line, "r");
+	TEST_ASSERT(f, "%s: %s", line, strerror(errno));
+	while (fgets(line, sizeof(line), f) &&
+	       sscanf(line, "voluntary_ctxt_switches: %lu", &count) != 1)
+		;
+	fclose(f);
+	return count;
+}
+
+/* A vCPU that does not sleep comes back to HLT again and again. */
+static void halt(struct __test_metadata *_metadata, struct kvm_vcpu *vcpu, struct halted *h)
+{
+	h->vcpu = vcpu;
+	virt_map(vcpu->vm, VCPU_INFO_GPA, VCPU_INFO_GPA, 1);
+	vm_install_exception_handler(vcpu->vm, UPCALL_VECTOR, guest_upcall);
+	vcpu_arch_set_entry_point(vcpu, guest_halt);
+	xen_set_upcall_vector(vcpu->vm, UPCALL_VECTOR);
+	TEST_ASSERT_EQ(pthread_create(&h->thread, NULL, run_to_done, h), 0);
+	while (!vcpu_get_stat(vcpu, halt_exits) ||
+	       (!has_slept(h->tid) && vcpu_get_stat(vcpu, halt_exits) < MANY_HALTS))
+		sched_yield();
+	EXPECT_LT(vcpu_get_stat(vcpu, halt_exits), MANY_HALTS)
+		TH_LOG("An event that has nowhere to go keeps the vCPU from sleeping");
+}
+
+TEST_F(gpc_memslot, halted_irqfd)
+{
+	int fd = xen_irqfd(self->vcpu, GSI, PORT);
+	struct halted h;
+
+	set_region(self->vm, false);
+	TEST_ASSERT_EQ(eventfd_write(fd, 1), 0);
+	kvm_deassign_irqfd(self->vm, GSI, fd);
+	halt(_metadata, self->vcpu, &h);
+	set_region(self->vm, true);
+	pthread_join(h.thread, NULL);
+	close(fd);
+}
+
+TEST_F(gpc_memslot, halted_timer)
+{
+	struct halted h;
+
+	set_region(self->vm, false);
+	xen_set_timer(self->vcpu, PORT, 1);
+	halt(_metadata, self->vcpu, &h);
+	set_region(self->vm, true);
+	pthread_join(h.thread, NULL);
+}
+
+TEST_F(gpc_memslot, halted_pending)
+{
+	struct halted h;
+
+	/* A vcpu_info that is out of reach while shared_info is not. */
+	move_shared_info(self->vm);
+	set_region(self->vm, false);
+	xen_evtchn_send(self->vcpu, PORT);
+	halt(_metadata, self->vcpu, &h);
+	set_region(self->vm, true);
+	pthread_join(h.thread, NULL);
+}
+
+TEST_F(gpc_memslot, halted_shared_info_set)
+{
+	struct halted h;
+
+	move_shared_info(self->vm);
+	vm_mem_region_delete(self->vm, REGION_SLOT + 1);
+	xen_set_timer(self->vcpu, PORT, 1);
+	halt(_metadata, self->vcpu, &h);
+	xen_set_shared_info(self->vm, SHINFO_GPA);
+	pthread_join(h.thread, NULL);
 }
 
 /* The guest's mode is what shared_info is laid out for: both change, or neither. */
