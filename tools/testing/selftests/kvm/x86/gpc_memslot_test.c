@@ -187,11 +187,16 @@ TEST_F(gpc_memslot, migrated_vcpu_info)
  * An event ends the wait of a vCPU that waits for its INIT, so it must get to
  * vcpu_info from there, too.
  */
-TEST_F(gpc_memslot, vcpu_not_started)
+static void reset_vcpu(struct kvm_vcpu *vcpu)
 {
 	struct kvm_mp_state state = { .mp_state = KVM_MP_STATE_UNINITIALIZED };
 
-	vcpu_mp_state_set(self->vcpu, &state);
+	vcpu_mp_state_set(vcpu, &state);
+}
+
+TEST_F(gpc_memslot, vcpu_not_started)
+{
+	reset_vcpu(self->vcpu);
 	xen_set_vcpu_area(self->vcpu, KVM_XEN_VCPU_ATTR_TYPE_VCPU_INFO, KVM_XEN_INVALID_GPA);
 	xen_evtchn_send(self->vcpu, PORT);
 	EXPECT_EQ(_vcpu_run(self->vcpu), -1);
@@ -199,6 +204,17 @@ TEST_F(gpc_memslot, vcpu_not_started)
 	EXPECT_EQ(self->vi->evtchn_pending_sel, 0);
 
 	xen_set_vcpu_info(self->vcpu, VCPU_INFO_GPA);
+	EXPECT_EQ(_vcpu_run(self->vcpu), -1);
+	EXPECT_EQ(errno, EAGAIN);
+	expect_delivered(_metadata, self->shinfo, self->vi);
+}
+
+TEST_F(gpc_memslot, vcpu_not_started_timer)
+{
+	reset_vcpu(self->vcpu);
+	set_region(self->vm, false);
+	xen_set_timer(self->vcpu, PORT, 1);
+	set_region(self->vm, true);
 	EXPECT_EQ(_vcpu_run(self->vcpu), -1);
 	EXPECT_EQ(errno, EAGAIN);
 	expect_delivered(_metadata, self->shinfo, self->vi);
