@@ -889,25 +889,44 @@ static void check_memory(void)
 
 static void check_events(void)
 {
+	struct xen_shared_info *si = (void *)(area + SHARED_INFO);
+	struct xen_vcpu_info *vi;
 	int v, i, source, w;
 
 	for (v = 0; v < nr_vcpus; v++) {
 		for (i = 0; i < NR_SOURCES * NR_PORTS; i++) {
 			source = i / NR_PORTS;
 			w = WORD(v, 0, i);
+			vi = (void *)(area + VCPU_INFO(v));
 			TEST_ASSERT(sh->sent[w] == sh->seen[w],
-				    "vCPU %d lost an event by %s", v,
+				    "vCPU %d lost an event by %s: %s, %s", v,
 				    source == BY_IRQFD ? "irqfd" :
-				    source == BY_HCALL ? "hypercall" : "ioctl");
+				    source == BY_HCALL ? "hypercall" : "ioctl",
+				    xen_is_pending(si, PORT(w)) ? "pending" : "not pending",
+				    vi->evtchn_pending_sel & BIT_ULL(w) ? "selected" :
+									  "not selected");
 		}
 	}
 }
 
-/* Stop to send, and wait for each vCPU to do what is left to do. */
-static void rest(void)
+static void await_strict_passes(u32 nr)
 {
+	u32 end;
 	int v;
 
+	for (v = 0; v < nr_vcpus; v++) {
+		end = READ_ONCE(strict_passes[v]) + nr;
+		while (READ_ONCE(strict_passes[v]) < end)
+			await_steps(1);
+	}
+}
+
+/*
+ * Stop to send, and wait for each vCPU to do what is left to do.  The other vCPUs
+ * send to it until each of them has noticed.
+ */
+static void rest(void)
+{
 	pthread_mutex_lock(&send_lock);
 	WRITE_ONCE(quiet, true);
 	pthread_mutex_unlock(&send_lock);
@@ -915,9 +934,8 @@ static void rest(void)
 	/* Events by irqfd go to a worker; deassigning the irqfd waits for it. */
 	set_irqfds(false);
 	set_irqfds(true);
-	for (v = 0; v < nr_vcpus; v++)
-		while (READ_ONCE(strict_passes[v]) < 4)
-			await_steps(1);
+	await_strict_passes(1);
+	await_strict_passes(4);
 }
 
 static void resume(void)
