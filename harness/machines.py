@@ -16,6 +16,7 @@ import subprocess
 import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
+# Two nodes, so that move_pages() can move something.
 APPEND = 'console=ttyS0 panic=-1 numa=fake=2 kvm.force_emulation_prefix=1 kvm.enable_pmu=1'
 
 

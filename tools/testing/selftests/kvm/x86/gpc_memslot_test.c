@@ -262,6 +262,7 @@ static void halt(struct __test_metadata *_metadata, struct kvm_vcpu *vcpu, struc
 	vcpu_arch_set_entry_point(vcpu, guest_halt);
 	xen_set_upcall_vector(vcpu->vm, UPCALL_VECTOR);
 	TEST_ASSERT_EQ(pthread_create(&h->thread, NULL, run_to_done, h), 0);
+	/* The thread's id is known once the vCPU has run. */
 	while (!vcpu_get_stat(vcpu, halt_exits) ||
 	       (!has_slept(h->tid) && vcpu_get_stat(vcpu, halt_exits) < MANY_HALTS))
 		sched_yield();
