@@ -1,0 +1,218 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+#ifndef __LINUX_KVM_GPC_H
+#define __LINUX_KVM_GPC_H
+
+/*
+ * KVM's gfn-to-pfn cache, or GPC: an area of guest memory that KVM itself reads
+ * and writes, e.g. Xen's shared_info or kvmclock, kept mapped in the kernel.
+ *
+ *	kvm_gpc_init(&foo->gpc, kvm);
+ *	r = kvm_gpc_activate(&foo->gpc, gpa, sizeof(*area));
+ *	...
+ *	area = kvm_gpc_lock(&foo->gpc);
+ *	if (IS_ERR(area))
+ *		return PTR_ERR(area);
+ *	WRITE_ONCE(area->seen, true);
+ *	kvm_gpc_unlock_dirty(&foo->gpc);
+ *	...
+ *	kvm_gpc_deactivate(&foo->gpc);
+ *
+ * The mapping follows what userspace does to its memory and to memslots: it is
+ * taken away when it becomes stale, which waits for those who hold the cache
+ * locked, and established anew by the next kvm_gpc_lock().
+ *
+ * This is all there is for users.  virt/kvm/pfncache.c has what is behind it, and
+ * Documentation/virt/kvm/locking.rst the locks.
+ */
+
+#include <linux/compiler.h>
+#include <linux/kvm_types.h>
+#include <linux/list.h>
+#include <linux/mutex.h>
+#include <linux/spinlock_types.h>
+
+/* The members are pfncache.c's own.  sparse tells on everybody else. */
+#ifdef KVM_GPC_INTERNAL
+#define __gpc_private
+#else
+#define __gpc_private	__private
+#endif
+
+/**
+ * struct gfn_to_pfn_cache - a cache, to be embedded where its area is used
+ */
+struct gfn_to_pfn_cache {
+	/* private: */
+	void *__gpc_private khva;
+	kvm_pfn_t __gpc_private pfn;
+	u64 __gpc_private generation;
+	gpa_t __gpc_private gpa;
+	unsigned long __gpc_private uhva;
+	struct kvm_memory_slot *__gpc_private memslot;
+	struct kvm *__gpc_private kvm;
+	struct list_head __gpc_private list;
+	rwlock_t __gpc_private lock;
+	/* Serializes activation, refresh and deactivation. */
+	struct mutex __gpc_private refresh_lock;
+	bool __gpc_private active;
+	bool __gpc_private valid;
+};
+
+/**
+ * kvm_gpc_init() - make a cache usable
+ * @gpc: the cache, all zeroes
+ * @kvm: the VM whose memory it is for
+ *
+ * @gpc is not active then.
+ *
+ * Context: Any, but nobody else may use @gpc yet.
+ */
+void kvm_gpc_init(struct gfn_to_pfn_cache *gpc, struct kvm *kvm);
+
+/**
+ * kvm_gpc_activate() - bind a cache to an area by guest physical address
+ * @gpc: the cache, active or not
+ * @gpa: guest physical address of the area, of any alignment, not INVALID_GPA
+ * @len: length of the area in bytes, at least 1; it must not cross a page boundary
+ *
+ * Map the area, too, to have an error now rather than later.  A cache that was
+ * bound to another area is not any more.  On error, @gpc is as it was before.
+ *
+ * Context: May sleep, must be called by a task that uses the VM's mm, with
+ *	    kvm->srcu held, not with @gpc locked.
+ * Return: 0, or else
+ *	   -EINVAL: @len is 0, or the area crosses a page boundary,
+ *	   -EIO: KVM has a bug, the VM is dead now,
+ *	   or an error of kvm_gpc_lock(), but for -ENXIO.
+ */
+int kvm_gpc_activate(struct gfn_to_pfn_cache *gpc, gpa_t gpa, unsigned long len);
+
+/**
+ * kvm_gpc_activate_hva() - bind a cache to an area by userspace address
+ * @gpc: the cache, active or not
+ * @uhva: userspace address of the area, of any alignment
+ * @len: length of the area in bytes, at least 1; it must not cross a page boundary
+ *
+ * For areas that the guest need not have in its address space, and that stay
+ * where they are when memslots change.  Dirty logging does not see them.
+ * Otherwise like kvm_gpc_activate().
+ *
+ * Context: As for kvm_gpc_activate().
+ * Return: 0, or else
+ *	   -EINVAL: @len is 0, the area crosses a page boundary, or @uhva is tagged
+ *	   or not an address of userspace's,
+ *	   -EIO: KVM has a bug, the VM is dead now,
+ *	   or an error of kvm_gpc_lock(), but for -ENXIO and -ENOENT.
+ */
+int kvm_gpc_activate_hva(struct gfn_to_pfn_cache *gpc, unsigned long uhva, unsigned long len);
+
+/**
+ * kvm_gpc_deactivate() - let a cache's area go
+ * @gpc: the cache, active or not
+ *
+ * Unmap the area, wait for those who have @gpc locked.  There is no need to do so
+ * before kvm_gpc_activate(), but before @gpc is freed.
+ *
+ * Context: May sleep, not with @gpc locked.  Does not need the VM's mm.
+ */
+void kvm_gpc_deactivate(struct gfn_to_pfn_cache *gpc);
+
+/**
+ * kvm_gpc_is_active() - tell whether a cache is bound to an area
+ * @gpc: the cache
+ *
+ * Context: Any.  The answer lasts for as long as the caller keeps others from
+ *	    activating and deactivating @gpc.
+ * Return: Whether @gpc is active, be its area in reach or not.
+ */
+static inline bool kvm_gpc_is_active(struct gfn_to_pfn_cache *gpc)
+{
+	return READ_ONCE(ACCESS_PRIVATE(gpc, active));
+}
+
+/**
+ * kvm_gpc_gpa() - tell where an area is
+ * @gpc: the cache of the area
+ *
+ * Context: As for kvm_gpc_is_active().
+ * Return: The guest physical address that @gpc was activated with, INVALID_GPA if
+ *	   it was activated with another kind of address or is not active.
+ */
+static inline gpa_t kvm_gpc_gpa(struct gfn_to_pfn_cache *gpc)
+{
+	return kvm_gpc_is_active(gpc) ? READ_ONCE(ACCESS_PRIVATE(gpc, gpa)) : INVALID_GPA;
+}
+
+/**
+ * kvm_gpc_hva() - tell where an area without a guest physical address is
+ * @gpc: the cache of the area
+ *
+ * Context: May sleep on PREEMPT_RT.  Otherwise, as for kvm_gpc_is_active().
+ * Return: The userspace address that @gpc was activated with, 0 if it was activated
+ *	   with another kind of address or is not active.
+ */
+unsigned long kvm_gpc_hva(struct gfn_to_pfn_cache *gpc);
+
+/**
+ * kvm_gpc_lock() - get at an area, wait for it if need be
+ * @gpc: the cache of the area
+ *
+ * Keep the area mapped where it is until kvm_gpc_unlock(), for the caller to
+ * read and write.  The area is shared with the guest, with userspace and with
+ * other tasks that hold @gpc at the same time, which all may write to it.
+ *
+ * Invalidations of the area, e.g. by MMU notifiers, wait for the caller, so hold
+ * @gpc for a short time.  It is fine to kvm_gpc_trylock() another cache
+ * meanwhile, or the same one in interrupt context.
+ *
+ * Context: May sleep, must be called by a task that uses the VM's mm.  The caller
+ *	    holds kvm->srcu, up to kvm_gpc_unlock().  Returns with preemption
+ *	    disabled, on PREEMPT_RT with migration disabled, if successful.
+ * Return: The kernel address of the area's first byte, or else an ERR_PTR() of:
+ *	   -ENXIO: @gpc is not active,
+ *	   -ENOENT: the area has no memslot, or a read-only one,
+ *	   -EFAULT: the area's page cannot be faulted in for writing,
+ *	   -EHWPOISON: the area's page has a hardware error,
+ *	   -EINTR: a fatal signal is pending,
+ *	   -ENOMEM: the area's page cannot be mapped.
+ */
+void *kvm_gpc_lock(struct gfn_to_pfn_cache *gpc);
+
+/**
+ * kvm_gpc_trylock() - get at an area if that is possible at once
+ * @gpc: the cache of the area
+ *
+ * Like kvm_gpc_lock(), for those who cannot sleep.
+ *
+ * Context: Any but NMI; on PREEMPT_RT any but NMI, hard irq and sections with a
+ *	    raw spinlock held.  The caller holds kvm->srcu, up to kvm_gpc_unlock().
+ *	    Returns with preemption disabled, on PREEMPT_RT with migration
+ *	    disabled, if successful.
+ * Return: The kernel address of the area's first byte, or else an ERR_PTR() of:
+ *	   -ENXIO: @gpc is not active,
+ *	   -EWOULDBLOCK: kvm_gpc_lock() might succeed, from where it can sleep.
+ */
+void *kvm_gpc_trylock(struct gfn_to_pfn_cache *gpc);
+
+/**
+ * kvm_gpc_unlock() - end the use of an area
+ * @gpc: the cache of the area
+ *
+ * For those who did not write to the area, and for areas whose changes dirty
+ * logging leaves out.
+ *
+ * Context: The context of kvm_gpc_lock() or kvm_gpc_trylock().
+ */
+void kvm_gpc_unlock(struct gfn_to_pfn_cache *gpc);
+
+/**
+ * kvm_gpc_unlock_dirty() - end the use of an area that was written to
+ * @gpc: the cache of the area
+ *
+ * Mark the area dirty in its memslot, for dirty logging, then unlock @gpc.
+ *
+ * Context: The context of kvm_gpc_lock() or kvm_gpc_trylock().
+ */
+void kvm_gpc_unlock_dirty(struct gfn_to_pfn_cache *gpc);
+
+#endif
