@@ -29,7 +29,7 @@
 #include <linux/kvm_types.h>
 #include <linux/list.h>
 #include <linux/mutex.h>
-#include <linux/spinlock_types.h>
+#include <linux/spinlock.h>
 
 /* The members are pfncache.c's own.  sparse tells on everybody else. */
 #ifdef KVM_GPC_INTERNAL
@@ -203,7 +203,10 @@ void *kvm_gpc_trylock(struct gfn_to_pfn_cache *gpc);
  *
  * Context: The context of kvm_gpc_lock() or kvm_gpc_trylock().
  */
-void kvm_gpc_unlock(struct gfn_to_pfn_cache *gpc);
+static inline void kvm_gpc_unlock(struct gfn_to_pfn_cache *gpc)
+{
+	read_unlock(&ACCESS_PRIVATE(gpc, lock));
+}
 
 /**
  * kvm_gpc_unlock_dirty() - end the use of an area that was written to
