@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0-only
-"""Run KVM selftests and the Xen guest in machines, and judge what they say.
+"""Run KVM selftests, KUnit suites and the Xen guest in machines, and judge what they say.
 
   run.py [options] MACHINE:KERNEL:SUITE...
 
@@ -42,6 +42,7 @@ SPLAT = re.compile(
 # Lines that the pattern would take and that say nothing of the kernel's health.
 BENIGN = re.compile(r'harness: |NMI watchdog: (Perf|Enabled)|Command line:|Kernel command line:')
 
+KTAP = re.compile(r'K?TAP version \d')
 RESULT = re.compile(r'^(ok|not ok) \d+ selftests: (\S+): (\S+)(?: # ?(.*))?$')
 
 
@@ -315,6 +316,11 @@ class Runner:
             why = [l for l in r.lines if 'SKIP' in l or 'skipping' in l.lower()]
             r.detail = (why[0].lstrip('# ') if why else r.detail)
         r.cases = self.subtests(r)
+        if r.verdict == 'pass' and r.test.startswith('kunit:') and not r.cases:
+            r.verdict, r.detail = 'fail', 'no case ran, or the results cannot be read'
+        bad = [name for name, verdict in r.cases if verdict == 'fail']
+        if r.verdict == 'fail' and bad:
+            r.detail += '; failed: ' + ', '.join(bad)
         n = sum(1 for x in plan.results.values() if x.verdict)
         self.out(f'{plan.name} [{n}/{len(plan.results)}] {r.verdict:4} {r.test} {r.t1 - r.t0:.1f} s'
                  + (f'  {r.detail}' if r.verdict != 'pass' and r.detail else ''))
@@ -322,11 +328,13 @@ class Runner:
     def subtests(self, r):
         """The verdicts within a test that speaks KTAP itself."""
         inner = [l[2:] if l.startswith('# ') else l for l in r.lines[2:]]
-        if not any(l.startswith('TAP version') for l in inner):
+        if not any(KTAP.match(l) for l in inner):
             return []
-        test = ktap(inner)
-        return [(t.name, {'SUCCESS': 'pass', 'SKIPPED': 'skip'}.get(t.status.name, 'fail'))
-                for t in test.subtests]
+        tests = ktap(inner).subtests
+        if r.test.startswith('kunit:'):     # the suite is a level of its own
+            tests = [case for suite in tests for case in suite.subtests]
+        return [(t.name or '(no result)', {'SUCCESS': 'pass', 'SKIPPED': 'skip'}.get(t.status.name, 'fail'))
+                for t in tests]
 
     def scan(self, plan):
         """Look for splats; each belongs to the test that was running."""
@@ -425,7 +433,7 @@ def ktap(lines):
     kunit_tools()
     import kunit_parser
     import kunit_printer
-    start = next(i for i, l in enumerate(lines) if l.startswith('TAP version'))
+    start = next(i for i, l in enumerate(lines) if KTAP.match(l))
     return kunit_parser.parse_run_tests(lines[start:], kunit_printer.Printer(print=False))
 
 

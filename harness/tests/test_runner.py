@@ -65,24 +65,24 @@ class Runner(unittest.TestCase):
         for part in ('common', 'kvm', 'xen'):
             open(os.path.join(image, part + '.cpio'), 'w').close()
         with open(os.path.join(image, 'tests'), 'w') as f:
-            f.write('kvm:one\nkvm:two\n')
+            f.write('kvm:one\nkvm:two\nkunit:s\n')
         self.wrapper = os.path.join(self.dir, 'wrapper.py')
         with open(self.wrapper, 'w') as f:
             f.write(WRAPPER.format(harness=HARNESS, kunit=self.kunit))
         self.expected = os.path.join(self.dir, 'expected')
         open(self.expected, 'w').close()
 
-    def command(self, script, *args):
+    def command(self, script, *args, suite='kvm'):
         fake = os.path.join(self.dir, 'fake')
         with open(fake, 'w') as f:
             f.write(PRELUDE + script)
         env = dict(os.environ, KVM_GPC_BUILD=self.dir, FAKE=fake)
-        return [sys.executable, self.wrapper, '--expected', self.expected, *args, 'x:default:kvm'], env
+        return [sys.executable, self.wrapper, '--expected', self.expected, *args, f'x:default:{suite}'], env
 
-    def run_(self, script, *args, expected=''):
+    def run_(self, script, *args, expected='', suite='kvm'):
         with open(self.expected, 'w') as f:
             f.write(expected)
-        argv, env = self.command(script, *args)
+        argv, env = self.command(script, *args, suite=suite)
         r = subprocess.run(argv, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=60)
         return r.returncode, r.stdout, r.stdout.splitlines()[-1]
 
@@ -159,6 +159,64 @@ class Runner(unittest.TestCase):
     def test_no_verdict(self):
         self.fails('pass one\nnote begin kvm:two\nnote end kvm:two 0\n' + END,
                    'no verdict from the kselftest runner')
+
+    def asks_for(self, results):
+        """A machine whose debugfs has a suite with these results, or none."""
+        debugfs = os.path.join(self.dir, 'debugfs')
+        shutil.rmtree(debugfs, ignore_errors=True)
+        if results is not None:
+            os.makedirs(os.path.join(debugfs, 's'))
+            open(os.path.join(debugfs, 's/run'), 'w').close()
+            with open(os.path.join(debugfs, 's/results'), 'w') as f:
+                f.write(results)
+        with open(os.path.join(HARNESS, 'guest/kunit-suite')) as f:
+            script = f.read().replace('/sys/kernel/debug/kunit', debugfs)
+        self.assertIn(debugfs, script)
+        with open(os.path.join(self.dir, 's'), 'w') as f:
+            f.write(script)
+        # As kselftest's runner does it.
+        return (f'note begin kunit:s\nout=$(sh {self.dir}/s); rc=$?\n'
+                'case $rc in 0) r="ok 1"; d= ;; 4) r="ok 1"; d=" # SKIP" ;; *) r="not ok 1"; d=" # exit=$rc" ;; esac\n'
+                '{ printf "TAP version 13\\n1..1\\n# selftests: kunit: s\\n"; echo "$out" | sed "s/^/# /"\n'
+                '  echo "$r selftests: kunit: s$d"; } >&4\nnote end kunit:s 0\n' + END)
+
+    # What debugfs shows.
+    SUITE = 'KTAP version 1\n1..1\n    KTAP version 1\n    # Subtest: s\n    # module: kvm\n'
+
+    def test_kunit_pass(self):
+        self.passes(self.asks_for(self.SUITE + '    1..2\n    ok 1 a\n    # b: said this\n    ok 2 b\n'
+                               '# s: pass:2 fail:0 skip:0 total:2\nok 1 s\n'),
+                    '1 passed, 0 failed, 0 skipped', suite='kunit')
+        with open(os.path.join(self.dir, 'debugfs/s/run')) as f:
+            self.assertTrue(f.read(), 'nobody asked for a run')
+
+    def test_kunit_failing_case(self):
+        self.fails(self.asks_for(self.SUITE + '    1..2\n    ok 1 a\n    # b: EXPECTATION FAILED at x.c:1\n'
+                              '    not ok 2 b\nnot ok 1 s\n'),
+                   'kunit:s: fail: exit=1; failed: b', 'tests/kunit-s.log', suite='kunit')
+
+    def test_kunit_skip(self):
+        skip = self.asks_for('KTAP version 1\n1..1\nok 1 s # SKIP no KVM\n')
+        self.fails(skip, 'kunit:s: skip', 'no KVM', 'not listed', suite='kunit')
+        # Listed; but a run in which nothing passes is none.
+        rc, out, end = self.run_(skip, suite='kunit', expected='fake * * skip kunit:s /no KVM/ -- reason\n')
+        self.assertEqual((rc, end), (1, '0 passed, 0 failed, 1 skipped'), out)
+
+    def test_kunit_skip_of_a_case(self):
+        self.fails(self.asks_for(self.SUITE + '    1..2\n    ok 1 a\n    ok 2 b # SKIP no\nok 1 s\n'),
+                   'kunit:s: within it: b skip', suite='kunit')
+
+    def test_kunit_nothing_ran(self):
+        for results in (None,                                           # no such suite
+                        '',                                             # nothing to read
+                        self.SUITE + '    1..2\n    ok 1 a\n',           # cut off
+                        'KTAP version 1\n1..1\nok 1 t\n',               # another's
+                        self.SUITE + '    # failed to initialize (-22)\nnot ok 1 s\n'):
+            self.fails(self.asks_for(results), 'kunit:s: fail: exit=1', suite='kunit')
+        self.fails(self.asks_for(self.SUITE + '    1..0\nok 1 s\n'), 'kunit:s: fail: no case ran', suite='kunit')
+        self.fails(self.asks_for('KTAP version 1\n1..1\nok 1 s\n'), 'kunit:s: fail: no case ran', suite='kunit')
+        # So debugfs shows a suite that never ran.
+        self.fails(self.asks_for(self.SUITE + '    1..2\nok 1 s\n'), 'kunit:s: within it: (no result) fail', suite='kunit')
 
     def test_filter_list_junit(self):
         argv, env = self.command(END, '--list', '--filter', 'one')
