@@ -318,16 +318,35 @@ class Base(Sandbox):
 
 
 class Kernel(Sandbox):
-    def test_missing_option_is_an_error(self):
-        """olddefconfig drops what nobody defines; a stub stands for the build."""
-        self.ok('harness/tree')
-        linux = os.path.join(self.top, 'build/linux')
-        write(os.path.join(linux, 'Makefile'), 'tinyconfig olddefconfig:\n\ttouch $(KCONFIG_CONFIG)\n')
+    """olddefconfig drops what nobody defines; a stub stands for the build."""
+
+    def stub_build(self, linux, config):
+        write(os.path.join(linux, 'Makefile'), 'tinyconfig olddefconfig:\n\ttouch $(KCONFIG_CONFIG)\nbzImage:\n')
         write(os.path.join(linux, 'tools/testing/selftests/kvm/config'), '')
         write(os.path.join(linux, 'scripts/kconfig/merge_config.sh'), '#!/bin/sh\n')
         os.chmod(os.path.join(linux, 'scripts/kconfig/merge_config.sh'), 0o755)
-        write(os.path.join(self.top, 'harness/kconfig/default.config'), 'CONFIG_PLANTED=y\n')
+        write(os.path.join(self.top, 'harness/kconfig/default.config'), config)
+
+    def test_missing_option_is_an_error(self):
+        self.ok('harness/tree')
+        self.stub_build(os.path.join(self.top, 'build/linux'), 'CONFIG_PLANTED=y\n')
         self.fails('harness/kernel', 'series', 'default', says=['dropped', 'CONFIG_PLANTED=y'])
+
+    def test_option_of_the_series(self):
+        """One that a patch adds may be missing before that patch, but not after it."""
+        self.ok('harness/tree')
+        linux = os.path.join(self.top, 'build/linux')
+        write(os.path.join(linux, 'virt/kvm/Kconfig'), 'config SOWN\n\tbool\n')
+        self.git('add', '-A')
+        self.git('commit', '-qm', 'KVM: pfncache: Add an option\n\nAdd an option for a test of the harness.\n')
+        self.ok('harness/export')
+        self.ok('harness/tree', 'base')
+        self.stub_build(os.path.join(self.top, 'build/base/linux'), 'CONFIG_SOWN=y\n')
+        self.assertIn('without CONFIG_SOWN', self.ok('harness/kernel', 'base', 'default'))
+        self.stub_build(os.path.join(self.top, 'build/base/linux'), 'CONFIG_SOWN=y\nCONFIG_PLANTED=y\n')
+        self.fails('harness/kernel', 'base', 'default', says=['dropped', 'CONFIG_PLANTED=y'])
+        self.stub_build(linux, 'CONFIG_SOWN=y\n')
+        self.fails('harness/kernel', 'series', 'default', says=['dropped', 'CONFIG_SOWN=y'])
 
 
 if __name__ == '__main__':
