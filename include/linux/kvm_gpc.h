@@ -76,7 +76,8 @@ void kvm_gpc_init(struct gfn_to_pfn_cache *gpc, struct kvm *kvm);
  * @len: length of the area in bytes, at least 1; it must not cross a page boundary
  *
  * Map the area, too, to have an error now rather than later.  A cache that was
- * bound to another area is not any more.  On error, @gpc is as it was before.
+ * bound to another area is not any more.  On error, @gpc is bound to what it was
+ * bound to before, if anything, and maps that again when it is needed.
  *
  * Context: May sleep, must be called by a task that uses the VM's mm, with
  *	    kvm->srcu held, not with @gpc locked.
@@ -174,7 +175,8 @@ unsigned long kvm_gpc_hva(struct gfn_to_pfn_cache *gpc);
  *	   -EFAULT: the area's page cannot be faulted in for writing,
  *	   -EHWPOISON: the area's page has a hardware error,
  *	   -EINTR: a fatal signal is pending,
- *	   -ENOMEM: the area's page cannot be mapped.
+ *	   -ENOMEM: the area's page cannot be mapped,
+ *	   -EIO: the caller has a bug, it does not use the VM's mm.
  */
 void *kvm_gpc_lock(struct gfn_to_pfn_cache *gpc);
 

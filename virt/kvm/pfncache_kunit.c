@@ -7,7 +7,6 @@
  * Included by pfncache.c.  There is no VM, only as much of a struct kvm as the
  * cache looks at, with two pages of memory in a memslot.
  */
-#include <kunit/static_stub.h>
 #include <kunit/test.h>
 #include <linux/mman.h>
 #include <linux/sched/signal.h>
@@ -26,13 +25,25 @@ struct gpc_test {
 	struct gfn_to_pfn_cache gpc;
 	struct gfn_to_pfn_cache gpc2;
 	unsigned long uaddr;
-	int srcu_idx;
+	unsigned long dirty_bitmap;
+	int lookups;
 };
 
 /* Stubs of functions that fail. */
 static kvm_pfn_t gpc_lookup_poisoned(struct kvm_follow_pfn *kfp)
 {
 	return KVM_PFN_ERR_HWPOISON;
+}
+
+/* The invalidation ends after a while, for the test to fail rather than hang. */
+static kvm_pfn_t gpc_lookup_patient(struct kvm_follow_pfn *kfp)
+{
+	struct gpc_test *t = kunit_get_current_test()->priv;
+
+	if (++t->lookups == 1000)
+		WRITE_ONCE(t->kvm->mn_active_invalidate_count, 0);
+
+	return hva_to_pfn(kfp);
 }
 
 static void *gpc_map_fails(kvm_pfn_t pfn)
@@ -60,6 +71,46 @@ static void gpc_test_invalidate(struct gpc_test *t)
 	gfn_to_pfn_cache_invalidate_start(t->kvm, t->uaddr, t->uaddr + GPC_PAGES * PAGE_SIZE);
 }
 
+static int gpc_test_lock_error(struct gfn_to_pfn_cache *gpc)
+{
+	void *p = kvm_gpc_lock(gpc);
+
+	if (IS_ERR(p))
+		return PTR_ERR(p);
+
+	kvm_gpc_unlock(gpc);
+	return 0;
+}
+
+static int gpc_test_trylock_error(struct gfn_to_pfn_cache *gpc)
+{
+	void *p = kvm_gpc_trylock(gpc);
+
+	if (IS_ERR(p))
+		return PTR_ERR(p);
+
+	kvm_gpc_unlock(gpc);
+	return 0;
+}
+
+/* As if the task was killed, for a moment. */
+static void gpc_test_set_killed(bool killed)
+{
+	spin_lock_irq(&current->sighand->siglock);
+	if (killed) {
+		sigaddset(&current->pending.signal, SIGKILL);
+		set_thread_flag(TIF_SIGPENDING);
+	} else {
+		sigdelset(&current->pending.signal, SIGKILL);
+		recalc_sigpending();
+	}
+	spin_unlock_irq(&current->sighand->siglock);
+}
+
+/*
+ * kvm->srcu is not held: it does not matter for a VM without users, and a test
+ * ends in another task than it began in.
+ */
 static int gpc_test_init(struct kunit *test)
 {
 	struct gpc_test *t = kunit_kzalloc(test, sizeof(*t), GFP_KERNEL);
@@ -87,7 +138,6 @@ static int gpc_test_init(struct kunit *test)
 
 	kvm_gpc_init(&t->gpc, t->kvm);
 	kvm_gpc_init(&t->gpc2, t->kvm);
-	t->srcu_idx = srcu_read_lock(&t->kvm->srcu);
 	return 0;
 }
 
@@ -101,7 +151,6 @@ static void gpc_test_exit(struct kunit *test)
 	kvm_gpc_deactivate(&t->gpc);
 	kvm_gpc_deactivate(&t->gpc2);
 	KUNIT_EXPECT_TRUE(test, list_empty(&t->kvm->gpc_list));
-	srcu_read_unlock(&t->kvm->srcu, t->srcu_idx);
 	cleanup_srcu_struct(&t->kvm->srcu);
 }
 
@@ -122,9 +171,9 @@ static void gpc_test_expect_area(struct kunit *test, struct gfn_to_pfn_cache *gp
 
 	p = kvm_gpc_lock(gpc);
 	KUNIT_ASSERT_FALSE(test, IS_ERR(p));
-	KUNIT_EXPECT_EQ(test, offset_in_page(p), offset_in_page(gpa));
 	WRITE_ONCE(*p, 0x600dcafe);
 	kvm_gpc_unlock_dirty(gpc);
+	KUNIT_EXPECT_EQ(test, offset_in_page(p), offset_in_page(gpa));
 
 	KUNIT_EXPECT_EQ(test, copy_from_user(&val, uptr, sizeof(val)), 0);
 	KUNIT_EXPECT_EQ(test, val, 0x600dcafe);
@@ -133,8 +182,9 @@ static void gpc_test_expect_area(struct kunit *test, struct gfn_to_pfn_cache *gp
 	KUNIT_EXPECT_EQ(test, copy_to_user(uptr, &val, sizeof(val)), 0);
 	p = kvm_gpc_trylock(gpc);
 	KUNIT_ASSERT_FALSE(test, IS_ERR(p));
-	KUNIT_EXPECT_EQ(test, READ_ONCE(*p), 0xf00d);
+	val = READ_ONCE(*p);
 	kvm_gpc_unlock(gpc);
+	KUNIT_EXPECT_EQ(test, val, 0xf00d);
 }
 
 static void gpc_test_shared_with_userspace(struct kunit *test)
@@ -187,13 +237,13 @@ static void gpc_test_not_active(struct kunit *test)
 {
 	struct gpc_test *t = test->priv;
 
-	KUNIT_EXPECT_EQ(test, PTR_ERR(kvm_gpc_lock(&t->gpc)), -ENXIO);
-	KUNIT_EXPECT_EQ(test, PTR_ERR(kvm_gpc_trylock(&t->gpc)), -ENXIO);
+	KUNIT_EXPECT_EQ(test, gpc_test_lock_error(&t->gpc), -ENXIO);
+	KUNIT_EXPECT_EQ(test, gpc_test_trylock_error(&t->gpc), -ENXIO);
 
 	gpc_test_activate(test);
 	kvm_gpc_deactivate(&t->gpc);
-	KUNIT_EXPECT_EQ(test, PTR_ERR(kvm_gpc_lock(&t->gpc)), -ENXIO);
-	KUNIT_EXPECT_EQ(test, PTR_ERR(kvm_gpc_trylock(&t->gpc)), -ENXIO);
+	KUNIT_EXPECT_EQ(test, gpc_test_lock_error(&t->gpc), -ENXIO);
+	KUNIT_EXPECT_EQ(test, gpc_test_trylock_error(&t->gpc), -ENXIO);
 }
 
 static void gpc_test_length(struct kunit *test)
@@ -231,8 +281,8 @@ static void gpc_test_no_memslot(struct kunit *test)
 
 	gpc_test_activate(test);
 	gpc_test_set_memslot(t, false);
-	KUNIT_EXPECT_EQ(test, PTR_ERR(kvm_gpc_trylock(&t->gpc)), -EWOULDBLOCK);
-	KUNIT_EXPECT_EQ(test, PTR_ERR(kvm_gpc_lock(&t->gpc)), -ENOENT);
+	KUNIT_EXPECT_EQ(test, gpc_test_trylock_error(&t->gpc), -EWOULDBLOCK);
+	KUNIT_EXPECT_EQ(test, gpc_test_lock_error(&t->gpc), -ENOENT);
 	KUNIT_EXPECT_TRUE(test, kvm_gpc_is_active(&t->gpc));
 
 	gpc_test_set_memslot(t, true);
@@ -246,7 +296,7 @@ static void gpc_test_readonly_memslot(struct kunit *test)
 	gpc_test_activate(test);
 	t->slot.flags = KVM_MEM_READONLY;
 	gpc_test_set_memslot(t, true);
-	KUNIT_EXPECT_EQ(test, PTR_ERR(kvm_gpc_lock(&t->gpc)), -ENOENT);
+	KUNIT_EXPECT_EQ(test, gpc_test_lock_error(&t->gpc), -ENOENT);
 	KUNIT_EXPECT_EQ(test, kvm_gpc_activate(&t->gpc2, GPC_GPA, GPC_LEN), -ENOENT);
 }
 
@@ -270,8 +320,8 @@ static void gpc_test_no_memory(struct kunit *test)
 
 	KUNIT_ASSERT_EQ(test, vm_munmap(t->uaddr, GPC_PAGES * PAGE_SIZE), 0);
 	gpc_test_invalidate(t);
-	KUNIT_EXPECT_EQ(test, PTR_ERR(kvm_gpc_lock(&t->gpc)), -EFAULT);
-	KUNIT_EXPECT_EQ(test, PTR_ERR(kvm_gpc_lock(&t->gpc2)), -EFAULT);
+	KUNIT_EXPECT_EQ(test, gpc_test_lock_error(&t->gpc), -EFAULT);
+	KUNIT_EXPECT_EQ(test, gpc_test_lock_error(&t->gpc2), -EFAULT);
 	KUNIT_EXPECT_EQ(test, kvm_gpc_activate_hva(&t->gpc2, t->uaddr, GPC_LEN), -EFAULT);
 	KUNIT_EXPECT_TRUE(test, kvm_gpc_is_active(&t->gpc2));
 }
@@ -283,7 +333,7 @@ static void gpc_test_poison(struct kunit *test)
 	gpc_test_activate(test);
 	kunit_activate_static_stub(test, gpc_lookup, gpc_lookup_poisoned);
 	gpc_test_invalidate(t);
-	KUNIT_EXPECT_EQ(test, PTR_ERR(kvm_gpc_lock(&t->gpc)), -EHWPOISON);
+	KUNIT_EXPECT_EQ(test, gpc_test_lock_error(&t->gpc), -EHWPOISON);
 	KUNIT_EXPECT_EQ(test, kvm_gpc_activate(&t->gpc2, GPC_GPA, GPC_LEN), -EHWPOISON);
 	kunit_deactivate_static_stub(test, gpc_lookup);
 
@@ -304,7 +354,7 @@ static void gpc_test_map_fails(struct kunit *test)
 
 	/* Without it, it has to. */
 	KUNIT_EXPECT_EQ(test, kvm_gpc_activate(&t->gpc, GPC_GPA + PAGE_SIZE, GPC_LEN), -ENOMEM);
-	KUNIT_EXPECT_EQ(test, PTR_ERR(kvm_gpc_lock(&t->gpc)), -ENOMEM);
+	KUNIT_EXPECT_EQ(test, gpc_test_lock_error(&t->gpc), -ENOMEM);
 	kunit_deactivate_static_stub(test, gpc_map);
 
 	gpc_test_expect_area(test, &t->gpc, GPC_GPA);
@@ -314,8 +364,7 @@ static void gpc_test_map_fails(struct kunit *test)
 static void gpc_test_fatal_signal(struct kunit *test)
 {
 	struct gpc_test *t = test->priv;
-	void *p;
-	int r;
+	int lock_error, activate_error;
 
 	gpc_test_activate(test);
 	KUNIT_ASSERT_EQ(test, vm_munmap(t->uaddr, PAGE_SIZE), 0);
@@ -323,15 +372,13 @@ static void gpc_test_fatal_signal(struct kunit *test)
 				      MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, 0), t->uaddr);
 	gpc_test_invalidate(t);
 
-	sigaddset(&current->pending.signal, SIGKILL);
-	set_thread_flag(TIF_SIGPENDING);
-	p = kvm_gpc_lock(&t->gpc);
-	r = kvm_gpc_activate(&t->gpc2, GPC_GPA + PAGE_SIZE, GPC_LEN);
-	sigdelset(&current->pending.signal, SIGKILL);
-	recalc_sigpending();
+	gpc_test_set_killed(true);
+	lock_error = gpc_test_lock_error(&t->gpc);
+	activate_error = kvm_gpc_activate(&t->gpc2, GPC_GPA + PAGE_SIZE, GPC_LEN);
+	gpc_test_set_killed(false);
 
-	KUNIT_EXPECT_EQ(test, PTR_ERR(p), -EINTR);
-	KUNIT_EXPECT_EQ(test, r, -EINTR);
+	KUNIT_EXPECT_EQ(test, lock_error, -EINTR);
+	KUNIT_EXPECT_EQ(test, activate_error, -EINTR);
 	gpc_test_expect_area(test, &t->gpc, GPC_GPA);
 }
 
@@ -339,24 +386,23 @@ static void gpc_test_fatal_signal(struct kunit *test)
 static void gpc_test_fatal_signal_retry(struct kunit *test)
 {
 	struct gpc_test *t = test->priv;
-	void *p;
-	int r;
+	int lock_error, activate_error;
 
 	gpc_test_activate(test);
 	gpc_test_expect_area(test, &t->gpc, GPC_GPA);
 	gpc_test_invalidate(t);
 
 	WRITE_ONCE(t->kvm->mn_active_invalidate_count, 1);
-	sigaddset(&current->pending.signal, SIGKILL);
-	set_thread_flag(TIF_SIGPENDING);
-	p = kvm_gpc_lock(&t->gpc);
-	r = kvm_gpc_activate(&t->gpc2, GPC_GPA, GPC_LEN);
-	sigdelset(&current->pending.signal, SIGKILL);
-	recalc_sigpending();
+	kunit_activate_static_stub(test, gpc_lookup, gpc_lookup_patient);
+	gpc_test_set_killed(true);
+	lock_error = gpc_test_lock_error(&t->gpc);
+	activate_error = kvm_gpc_activate(&t->gpc2, GPC_GPA, GPC_LEN);
+	gpc_test_set_killed(false);
+	kunit_deactivate_static_stub(test, gpc_lookup);
 	WRITE_ONCE(t->kvm->mn_active_invalidate_count, 0);
 
-	KUNIT_EXPECT_EQ(test, PTR_ERR(p), -EINTR);
-	KUNIT_EXPECT_EQ(test, r, -EINTR);
+	KUNIT_EXPECT_EQ(test, lock_error, -EINTR);
+	KUNIT_EXPECT_EQ(test, activate_error, -EINTR);
 	gpc_test_expect_area(test, &t->gpc, GPC_GPA);
 }
 
@@ -366,7 +412,7 @@ static void gpc_test_trylock_stale(struct kunit *test)
 
 	gpc_test_activate(test);
 	gpc_test_invalidate(t);
-	KUNIT_EXPECT_EQ(test, PTR_ERR(kvm_gpc_trylock(&t->gpc)), -EWOULDBLOCK);
+	KUNIT_EXPECT_EQ(test, gpc_test_trylock_error(&t->gpc), -EWOULDBLOCK);
 	gpc_test_expect_area(test, &t->gpc, GPC_GPA);
 }
 
@@ -374,13 +420,13 @@ static void gpc_test_trylock_stale(struct kunit *test)
 static void gpc_test_trylock_busy(struct kunit *test)
 {
 	struct gpc_test *t = test->priv;
-	void *p;
+	int error;
 
 	gpc_test_activate(test);
-	write_lock_irq(&t->gpc.lock);
-	p = kvm_gpc_trylock(&t->gpc);
-	write_unlock_irq(&t->gpc.lock);
-	KUNIT_EXPECT_EQ(test, PTR_ERR(p), -EWOULDBLOCK);
+	write_lock(&t->gpc.lock);
+	error = gpc_test_trylock_error(&t->gpc);
+	write_unlock(&t->gpc.lock);
+	KUNIT_EXPECT_EQ(test, error, -EWOULDBLOCK);
 }
 
 /* What a cache that is not touched by an invalidation has, it keeps. */
@@ -393,7 +439,7 @@ static void gpc_test_invalidate_elsewhere(struct kunit *test)
 	KUNIT_ASSERT_EQ(test, kvm_gpc_activate(&t->gpc2, GPC_GPA + PAGE_SIZE, GPC_LEN), 0);
 
 	gfn_to_pfn_cache_invalidate_start(t->kvm, uaddr, uaddr + PAGE_SIZE);
-	KUNIT_EXPECT_EQ(test, PTR_ERR(kvm_gpc_trylock(&t->gpc2)), -EWOULDBLOCK);
+	KUNIT_EXPECT_EQ(test, gpc_test_trylock_error(&t->gpc2), -EWOULDBLOCK);
 	KUNIT_ASSERT_FALSE(test, IS_ERR(kvm_gpc_trylock(&t->gpc)));
 	kvm_gpc_unlock(&t->gpc);
 }
@@ -405,7 +451,7 @@ static void gpc_test_all_or_nothing(struct kunit *test)
 
 	KUNIT_EXPECT_EQ(test, kvm_gpc_activate(&t->gpc, GPC_NO_GPA, GPC_LEN), -ENOENT);
 	KUNIT_EXPECT_FALSE(test, kvm_gpc_is_active(&t->gpc));
-	KUNIT_EXPECT_EQ(test, PTR_ERR(kvm_gpc_lock(&t->gpc)), -ENXIO);
+	KUNIT_EXPECT_EQ(test, gpc_test_lock_error(&t->gpc), -ENXIO);
 
 	gpc_test_activate(test);
 	KUNIT_EXPECT_EQ(test, kvm_gpc_activate(&t->gpc, GPC_NO_GPA, GPC_LEN), -ENOENT);
@@ -452,26 +498,26 @@ static void gpc_test_nested(struct kunit *test)
 static void gpc_test_dirty(struct kunit *test)
 {
 	struct gpc_test *t = test->priv;
-	unsigned long bitmap = 0;
+	unsigned long *bitmap = &t->dirty_bitmap;
 
 	t->slot.flags = KVM_MEM_LOG_DIRTY_PAGES;
-	t->slot.dirty_bitmap = &bitmap;
+	t->slot.dirty_bitmap = bitmap;
 	KUNIT_ASSERT_EQ(test, kvm_gpc_activate(&t->gpc, GPC_GPA + PAGE_SIZE, GPC_LEN), 0);
 
 	KUNIT_ASSERT_FALSE(test, IS_ERR(kvm_gpc_lock(&t->gpc)));
 	kvm_gpc_unlock(&t->gpc);
-	KUNIT_EXPECT_EQ(test, bitmap, 0);
+	KUNIT_EXPECT_EQ(test, *bitmap, 0);
 
 	KUNIT_ASSERT_FALSE(test, IS_ERR(kvm_gpc_lock(&t->gpc)));
 	kvm_gpc_unlock_dirty(&t->gpc);
-	KUNIT_EXPECT_EQ(test, bitmap, BIT(1));
+	KUNIT_EXPECT_EQ(test, *bitmap, BIT(1));
 
 	/* There is no memslot to be dirty. */
-	bitmap = 0;
+	*bitmap = 0;
 	KUNIT_ASSERT_EQ(test, kvm_gpc_activate_hva(&t->gpc, t->uaddr, GPC_LEN), 0);
 	KUNIT_ASSERT_FALSE(test, IS_ERR(kvm_gpc_lock(&t->gpc)));
 	kvm_gpc_unlock_dirty(&t->gpc);
-	KUNIT_EXPECT_EQ(test, bitmap, 0);
+	KUNIT_EXPECT_EQ(test, *bitmap, 0);
 }
 
 static struct kunit_case gpc_test_cases[] = {
