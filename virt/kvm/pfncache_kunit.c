@@ -551,4 +551,3 @@ static struct kunit_suite gpc_test_suite = {
 };
 
 kunit_test_suite(gpc_test_suite);
-MODULE_IMPORT_NS("EXPORTED_FOR_KUNIT_TESTING");
