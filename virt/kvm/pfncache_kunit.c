@@ -53,7 +53,7 @@ static void *gpc_map_fails(kvm_pfn_t pfn)
 
 static void gpc_test_set_memslot(struct gpc_test *t, bool present)
 {
-	struct kvm_memslots *slots = t->kvm->memslots[0];
+	struct kvm_memslots *slots = &t->kvm->__memslots[0][0];
 
 	slots->gfn_tree = RB_ROOT;
 	if (present) {
@@ -96,7 +96,9 @@ static int gpc_test_trylock_error(struct gfn_to_pfn_cache *gpc)
 /* As if the task was killed, for a moment. */
 static void gpc_test_set_killed(bool killed)
 {
-	spin_lock_irq(&current->sighand->siglock);
+	struct sighand_struct *sighand = unrcu_pointer(current->sighand);
+
+	spin_lock_irq(&sighand->siglock);
 	if (killed) {
 		sigaddset(&current->pending.signal, SIGKILL);
 		set_thread_flag(TIF_SIGPENDING);
@@ -104,7 +106,7 @@ static void gpc_test_set_killed(bool killed)
 		sigdelset(&current->pending.signal, SIGKILL);
 		recalc_sigpending();
 	}
-	spin_unlock_irq(&current->sighand->siglock);
+	spin_unlock_irq(&sighand->siglock);
 }
 
 /*
