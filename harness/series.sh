@@ -37,18 +37,23 @@ sparse_clone()
 apply_series()
 {
 	local dir=$1 name out
+	local -a names
 
-	while read -r name; do
+	mapfile -t names < <(series_names)
+	for name in "${names[@]}"; do
 		[ -f "$PATCHES/$name" ] || die "series names $name, which is not in patches/"
-		if ! out=$(GIT_COMMITTER_NAME=kvm-gpc GIT_COMMITTER_EMAIL=kvm-gpc@localhost \
-			   pgit -C "$dir" am -q --keep-non-patch --committer-date-is-author-date \
-			   "$PATCHES/$name" 2>&1 </dev/null); then
-			pgit -C "$dir" am --abort 2>/dev/null || :
-			die "$name does not apply to $(pgit -C "$dir" log -1 --format=%s): $(
-				sed -nE 's/^error: (patch failed: )?([^ ]+:[0-9]+|.*)$/\2/p' <<< "$out" |
-				paste -sd, | cut -c1-300)"
-		fi
-	done < <(series_names)
+	done
+	[ ${#names[@]} -gt 0 ] || return 0
+	out=$(GIT_COMMITTER_NAME=kvm-gpc GIT_COMMITTER_EMAIL=kvm-gpc@localhost \
+	      pgit -C "$dir" -c index.skipHash=true am -q --keep-non-patch --committer-date-is-author-date \
+	      "${names[@]/#/$PATCHES/}" 2>&1 </dev/null) && return
+
+	# Each of the files is one message, so the number of the one that failed tells.
+	name=${names[$(cat "$(pgit -C "$dir" rev-parse --absolute-git-dir)/rebase-apply/next") - 1]}
+	pgit -C "$dir" am --abort 2>/dev/null || :
+	die "$name does not apply: $(
+		sed -nE 's/^error: (patch failed: )?([^ ]+:[0-9]+|.*)$/\2/p' <<< "$out" |
+		paste -sd, | cut -c1-300)"
 }
 
 # format_series DIR BASE OUT: patches/ and series of BASE..HEAD.
