@@ -70,6 +70,9 @@ each: ## every patch builds on its own: gcc and clang, =y and =m, KVM_XEN on and
 static: ## sparse, W=1 and kernel-doc: nothing new against the base
 	@$(H)/deps all; $(H)/tree; $(H)/tree base; $(H)/static
 
+litmus: ## the litmus tests, by herd7, and that each barrier of theirs is needed
+	@$(H)/deps; $(H)/tree; $(H)/litmus
+
 deps: ## install what the harness needs (root or sudo)
 	@$(H)/deps
 

@@ -21,15 +21,14 @@
  * taken away when it becomes stale, which waits for those who hold the cache
  * locked, and established anew by the next kvm_gpc_lock().
  *
- * This is all there is for users.  virt/kvm/pfncache.c has what is behind it, and
- * Documentation/virt/kvm/locking.rst the locks.
+ * This is all there is for users.  What is behind it is in virt/kvm/pfncache.c and
+ * Documentation/virt/kvm/gpc.rst.
  */
 
+#include <asm/page.h>
 #include <linux/compiler.h>
 #include <linux/kvm_types.h>
-#include <linux/list.h>
 #include <linux/mutex.h>
-#include <linux/spinlock.h>
 
 /* The members are pfncache.c's own.  sparse tells on everybody else. */
 #ifdef KVM_GPC_INTERNAL
@@ -38,24 +37,27 @@
 #define __gpc_private	__private
 #endif
 
+/* The longest area, in bytes: three pages, at any offset. */
+#define KVM_GPC_MAX_LEN	(3 * PAGE_SIZE)
+
 /**
  * struct gfn_to_pfn_cache - a cache, to be embedded where its area is used
  */
 struct gfn_to_pfn_cache {
 	/* private: */
+	/* Where the area is mapped, NULL if the mapping must not be used. */
 	void *__gpc_private khva;
-	kvm_pfn_t __gpc_private pfn;
-	u64 __gpc_private generation;
+	/* What the cache is bound to, NULL if it is not active. */
+	struct gpc_area *__gpc_private area;
+	/* What userspace called that, INVALID_GPA and 0 if it did not. */
 	gpa_t __gpc_private gpa;
 	unsigned long __gpc_private uhva;
-	struct kvm_memory_slot *__gpc_private memslot;
+	unsigned int __gpc_private len;
 	struct kvm *__gpc_private kvm;
-	struct list_head __gpc_private list;
-	rwlock_t __gpc_private lock;
+	/* While an invalidation waits for the readers of several caches. */
+	struct gfn_to_pfn_cache *__gpc_private next_invalid;
 	/* Serializes activation, refresh and deactivation. */
 	struct mutex __gpc_private refresh_lock;
-	bool __gpc_private active;
-	bool __gpc_private valid;
 };
 
 /**
@@ -73,17 +75,17 @@ void kvm_gpc_init(struct gfn_to_pfn_cache *gpc, struct kvm *kvm);
  * kvm_gpc_activate() - bind a cache to an area by guest physical address
  * @gpc: the cache, active or not
  * @gpa: guest physical address of the area, of any alignment, not INVALID_GPA
- * @len: length of the area in bytes, at least 1; it must not cross a page boundary
+ * @len: length of the area in bytes, from 1 to KVM_GPC_MAX_LEN; it may be in several
+ *	 pages, and in several memslots
  *
  * Map the area, too, to have an error now rather than later.  A cache that was
- * bound to another area is not any more.  On error, @gpc is bound to what it was
- * bound to before, if anything, and maps that again when it is needed.
+ * bound to another area is bound to that, and it can be used, until the new one is
+ * mapped; on error, it stays so.
  *
- * Context: May sleep, must be called by a task that uses the VM's mm, with
- *	    kvm->srcu held, not with @gpc locked.
+ * Context: May sleep, must be called by a task that uses the VM's mm, not with @gpc
+ *	    locked.
  * Return: 0, or else
- *	   -EINVAL: @len is 0, or the area crosses a page boundary,
- *	   -EIO: KVM has a bug, the VM is dead now,
+ *	   -EINVAL: @len is 0 or too long,
  *	   or an error of kvm_gpc_lock(), but for -ENXIO.
  */
 int kvm_gpc_activate(struct gfn_to_pfn_cache *gpc, gpa_t gpa, unsigned long len);
@@ -92,7 +94,7 @@ int kvm_gpc_activate(struct gfn_to_pfn_cache *gpc, gpa_t gpa, unsigned long len)
  * kvm_gpc_activate_hva() - bind a cache to an area by userspace address
  * @gpc: the cache, active or not
  * @uhva: userspace address of the area, of any alignment
- * @len: length of the area in bytes, at least 1; it must not cross a page boundary
+ * @len: length of the area in bytes, from 1 to KVM_GPC_MAX_LEN
  *
  * For areas that the guest need not have in its address space, and that stay
  * where they are when memslots change.  Dirty logging does not see them.
@@ -100,9 +102,8 @@ int kvm_gpc_activate(struct gfn_to_pfn_cache *gpc, gpa_t gpa, unsigned long len)
  *
  * Context: As for kvm_gpc_activate().
  * Return: 0, or else
- *	   -EINVAL: @len is 0, the area crosses a page boundary, or @uhva is tagged
- *	   or not an address of userspace's,
- *	   -EIO: KVM has a bug, the VM is dead now,
+ *	   -EINVAL: @len is 0 or too long, or @uhva is tagged or not an address of
+ *	   userspace's,
  *	   or an error of kvm_gpc_lock(), but for -ENXIO and -ENOENT.
  */
 int kvm_gpc_activate_hva(struct gfn_to_pfn_cache *gpc, unsigned long uhva, unsigned long len);
@@ -128,7 +129,7 @@ void kvm_gpc_deactivate(struct gfn_to_pfn_cache *gpc);
  */
 static inline bool kvm_gpc_is_active(struct gfn_to_pfn_cache *gpc)
 {
-	return READ_ONCE(ACCESS_PRIVATE(gpc, active));
+	return READ_ONCE(ACCESS_PRIVATE(gpc, area));
 }
 
 /**
@@ -141,18 +142,33 @@ static inline bool kvm_gpc_is_active(struct gfn_to_pfn_cache *gpc)
  */
 static inline gpa_t kvm_gpc_gpa(struct gfn_to_pfn_cache *gpc)
 {
-	return kvm_gpc_is_active(gpc) ? READ_ONCE(ACCESS_PRIVATE(gpc, gpa)) : INVALID_GPA;
+	return READ_ONCE(ACCESS_PRIVATE(gpc, gpa));
 }
 
 /**
  * kvm_gpc_hva() - tell where an area without a guest physical address is
  * @gpc: the cache of the area
  *
- * Context: May sleep on PREEMPT_RT.  Otherwise, as for kvm_gpc_is_active().
+ * Context: As for kvm_gpc_is_active().
  * Return: The userspace address that @gpc was activated with, 0 if it was activated
  *	   with another kind of address or is not active.
  */
-unsigned long kvm_gpc_hva(struct gfn_to_pfn_cache *gpc);
+static inline unsigned long kvm_gpc_hva(struct gfn_to_pfn_cache *gpc)
+{
+	return READ_ONCE(ACCESS_PRIVATE(gpc, uhva));
+}
+
+/**
+ * kvm_gpc_len() - tell how long an area is
+ * @gpc: the cache of the area
+ *
+ * Context: As for kvm_gpc_is_active(), or with @gpc locked.
+ * Return: The length in bytes that @gpc was activated with, 0 if it is not active.
+ */
+static inline unsigned long kvm_gpc_len(struct gfn_to_pfn_cache *gpc)
+{
+	return READ_ONCE(ACCESS_PRIVATE(gpc, len));
+}
 
 /**
  * kvm_gpc_lock() - get at an area, wait for it if need be
@@ -162,20 +178,21 @@ unsigned long kvm_gpc_hva(struct gfn_to_pfn_cache *gpc);
  * read and write.  The area is shared with the guest, with userspace and with
  * other tasks that hold @gpc at the same time, which all may write to it.
  *
- * Invalidations of the area, e.g. by MMU notifiers, wait for the caller, so hold
- * @gpc for a short time.  It is fine to kvm_gpc_trylock() another cache
- * meanwhile, or the same one in interrupt context.
+ * Invalidations of the area, e.g. by MMU notifiers, spin until the caller is done,
+ * so hold @gpc for a short time.  It is fine to kvm_gpc_trylock() another cache
+ * meanwhile, but not more than one.  Interrupts do not count.
  *
- * Context: May sleep, must be called by a task that uses the VM's mm.  The caller
- *	    holds kvm->srcu, up to kvm_gpc_unlock().  Returns with preemption
- *	    disabled, on PREEMPT_RT with migration disabled, if successful.
+ * Context: May sleep, must be called by a task that uses the VM's mm.  Returns with
+ *	    preemption disabled if successful, on PREEMPT_RT, too.
  * Return: The kernel address of the area's first byte, or else an ERR_PTR() of:
  *	   -ENXIO: @gpc is not active,
- *	   -ENOENT: the area has no memslot, or a read-only one,
- *	   -EFAULT: the area's page cannot be faulted in for writing,
- *	   -EHWPOISON: the area's page has a hardware error,
+ *	   -ENOENT: a page of the area has no memslot, or a read-only one,
+ *	   -EFAULT: a page of the area cannot be faulted in for writing,
+ *	   -EHWPOISON: a page of the area has a hardware error,
  *	   -EINTR: a fatal signal is pending,
- *	   -ENOMEM: the area's page cannot be mapped,
+ *	   -ENOMEM: the area's pages cannot be mapped,
+ *	   -EOPNOTSUPP: the area's pages cannot be mapped together, as only some
+ *	   have a struct page,
  *	   -EIO: the caller has a bug, it does not use the VM's mm.
  */
 void *kvm_gpc_lock(struct gfn_to_pfn_cache *gpc);
@@ -186,10 +203,8 @@ void *kvm_gpc_lock(struct gfn_to_pfn_cache *gpc);
  *
  * Like kvm_gpc_lock(), for those who cannot sleep.
  *
- * Context: Any but NMI; on PREEMPT_RT any but NMI, hard irq and sections with a
- *	    raw spinlock held.  The caller holds kvm->srcu, up to kvm_gpc_unlock().
- *	    Returns with preemption disabled, on PREEMPT_RT with migration
- *	    disabled, if successful.
+ * Context: Any, hard irq on PREEMPT_RT included.  Returns with preemption disabled
+ *	    if successful.
  * Return: The kernel address of the area's first byte, or else an ERR_PTR() of:
  *	   -ENXIO: @gpc is not active,
  *	   -EWOULDBLOCK: kvm_gpc_lock() might succeed, from where it can sleep.
@@ -205,10 +220,7 @@ void *kvm_gpc_trylock(struct gfn_to_pfn_cache *gpc);
  *
  * Context: The context of kvm_gpc_lock() or kvm_gpc_trylock().
  */
-static inline void kvm_gpc_unlock(struct gfn_to_pfn_cache *gpc)
-{
-	read_unlock(&ACCESS_PRIVATE(gpc, lock));
-}
+void kvm_gpc_unlock(struct gfn_to_pfn_cache *gpc);
 
 /**
  * kvm_gpc_unlock_dirty() - end the use of an area that was written to

@@ -2,73 +2,133 @@
 /*
  * KUnit tests of KVM's gfn-to-pfn cache: what include/linux/kvm_gpc.h promises,
  * case by case, each error of each function among them.  Userspace cannot tell
- * these errors apart, nor make all of them happen.
+ * these errors apart, nor make all of them happen.  And of how page frames are
+ * mapped, pfncache_map.c, by pages of the kernel's own.
  *
  * Included by pfncache.c.  There is no VM, only as much of a struct kvm as the
- * cache looks at, with two pages of memory in a memslot.
+ * cache looks at.  Its memory are two memslots of two pages each, one after the
+ * other for the guest, but the other way round and apart from each other for
+ * userspace.
  */
 #include <kunit/test.h>
+#include <linux/completion.h>
+#include <linux/irq_work.h>
+#include <linux/kthread.h>
 #include <linux/mman.h>
 #include <linux/sched/signal.h>
 #include <linux/uaccess.h>
+#include <linux/unaligned.h>
+#include <linux/vmalloc.h>
+#include <linux/workqueue.h>
 
 #define GPC_GFN		0x100ul
 #define GPC_GPA		gfn_to_gpa(GPC_GFN)
 #define GPC_PAGES	2
 #define GPC_LEN		64
-/* A place that has no memslot. */
-#define GPC_NO_GPA	gfn_to_gpa(GPC_GFN + GPC_PAGES)
+/* Where the other memslot begins, and where there is none. */
+#define GPC_GFN2	(GPC_GFN + GPC_PAGES)
+#define GPC_GPA2	gfn_to_gpa(GPC_GFN2)
+#define GPC_NO_GPA	gfn_to_gpa(GPC_GFN2 + GPC_PAGES)
 
 struct gpc_test {
 	struct kvm *kvm;
 	struct kvm_memory_slot slot;
+	struct kvm_memory_slot slot2;
 	struct gfn_to_pfn_cache gpc;
 	struct gfn_to_pfn_cache gpc2;
 	unsigned long uaddr;
+	unsigned long uaddr2;
 	unsigned long dirty_bitmap;
+	unsigned long dirty_bitmap2;
 	int lookups;
+	struct delayed_work invalidate_end;
+	struct completion locker_done;
+	int locker_error;
+	struct irq_work irq_work;
+	bool irq_context;
+	void *irq_khva;
+	void *irq_khva2;
+	struct work_struct invalidate;
+	int invalidations;
 };
 
 /* Stubs of functions that fail. */
+static unsigned int gpc_lookup_fast_none(const struct gpc_range *range, struct page **page)
+{
+	return 0;
+}
+
 static kvm_pfn_t gpc_lookup_poisoned(struct kvm_follow_pfn *kfp)
 {
 	return KVM_PFN_ERR_HWPOISON;
 }
 
-/* The invalidation ends after a while, for the test to fail rather than hang. */
-static kvm_pfn_t gpc_lookup_patient(struct kvm_follow_pfn *kfp)
+static int gpc_map_fails(struct gpc_map *map, const kvm_pfn_t *pfn, unsigned int nr)
 {
-	struct gpc_test *t = kunit_get_current_test()->priv;
-
-	if (++t->lookups == 1000)
-		WRITE_ONCE(t->kvm->mn_active_invalidate_count, 0);
-
-	return hva_to_pfn(kfp);
+	return -ENOMEM;
 }
 
-static void *gpc_map_fails(kvm_pfn_t pfn)
+static void gpc_test_set_memslots(struct gpc_test *t, bool first, bool second)
 {
-	return NULL;
+	struct kvm_memslots *slots = &t->kvm->__memslots[0][0];
+	struct rb_node **link = &slots->gfn_tree.rb_node, *parent = NULL;
+	struct kvm_memory_slot *slot[] = { first ? &t->slot : NULL, second ? &t->slot2 : NULL };
+	int i;
+
+	slots->gfn_tree = RB_ROOT;
+	for (i = 0; i < ARRAY_SIZE(slot); i++) {
+		struct rb_node *node;
+
+		if (!slot[i])
+			continue;
+
+		node = &slot[i]->gfn_node[slots->node_idx];
+		rb_link_node(node, parent, link);
+		rb_insert_color(node, &slots->gfn_tree);
+		link = &node->rb_right;
+		parent = node;
+	}
+	atomic_long_set(&slots->last_used_slot, 0);
+}
+
+static void gpc_test_invalidate_memslot(struct gpc_test *t, struct kvm_memory_slot *slot)
+{
+	mutex_lock(&t->kvm->slots_lock);
+	kvm_gpc_invalidate_memslot(t->kvm, slot);
+	mutex_unlock(&t->kvm->slots_lock);
 }
 
 static void gpc_test_set_memslot(struct gpc_test *t, bool present)
 {
-	struct kvm_memslots *slots = &t->kvm->__memslots[0][0];
+	gpc_test_set_memslots(t, present, true);
+	gpc_test_invalidate_memslot(t, &t->slot);
+}
 
-	slots->gfn_tree = RB_ROOT;
-	if (present) {
-		struct rb_node *node = &t->slot.gfn_node[slots->node_idx];
+static void gpc_test_invalidate_start(struct gpc_test *t, int page)
+{
+	unsigned long uaddr = t->uaddr + page * PAGE_SIZE;
 
-		rb_link_node(node, NULL, &slots->gfn_tree.rb_node);
-		rb_insert_color(node, &slots->gfn_tree);
-	}
-	atomic_long_set(&slots->last_used_slot, 0);
-	slots->generation += 2;
+	kvm_gpc_invalidate_start(t->kvm, uaddr, uaddr + PAGE_SIZE);
+}
+
+static void gpc_test_invalidate_end(struct gpc_test *t, int page)
+{
+	unsigned long uaddr = t->uaddr + page * PAGE_SIZE;
+
+	kvm_gpc_invalidate_end(t->kvm, uaddr, uaddr + PAGE_SIZE);
+}
+
+static void gpc_test_invalidate_end_fn(struct work_struct *work)
+{
+	gpc_test_invalidate_end(container_of(work, struct gpc_test, invalidate_end.work), 0);
 }
 
 static void gpc_test_invalidate(struct gpc_test *t)
 {
-	gfn_to_pfn_cache_invalidate_start(t->kvm, t->uaddr, t->uaddr + GPC_PAGES * PAGE_SIZE);
+	unsigned long end = t->uaddr + GPC_PAGES * PAGE_SIZE;
+
+	kvm_gpc_invalidate_start(t->kvm, t->uaddr, end);
+	kvm_gpc_invalidate_end(t->kvm, t->uaddr, end);
 }
 
 static int gpc_test_lock_error(struct gfn_to_pfn_cache *gpc)
@@ -109,6 +169,18 @@ static void gpc_test_set_killed(bool killed)
 	spin_unlock_irq(&sighand->siglock);
 }
 
+/* Whether a task would have to wait for the cache to be mapped: a killed one does not. */
+static bool gpc_test_has_to_wait(struct gfn_to_pfn_cache *gpc)
+{
+	int error;
+
+	gpc_test_set_killed(true);
+	error = gpc_test_lock_error(gpc);
+	gpc_test_set_killed(false);
+
+	return error == -EINTR;
+}
+
 /*
  * kvm->srcu is not held: it does not matter for a VM without users, and a test
  * ends in another task than it began in.
@@ -122,19 +194,26 @@ static int gpc_test_init(struct kunit *test)
 	KUNIT_ASSERT_NOT_NULL(test, t->kvm);
 	KUNIT_ASSERT_EQ(test, kunit_attach_mm(), 0);
 
-	t->uaddr = kunit_vm_mmap(test, NULL, 0, GPC_PAGES * PAGE_SIZE, PROT_READ | PROT_WRITE,
-				 MAP_PRIVATE | MAP_ANONYMOUS, 0);
-	KUNIT_ASSERT_FALSE(test, IS_ERR_VALUE(t->uaddr));
+	t->uaddr2 = kunit_vm_mmap(test, NULL, 0, (2 * GPC_PAGES + 1) * PAGE_SIZE,
+				  PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, 0);
+	KUNIT_ASSERT_FALSE(test, IS_ERR_VALUE(t->uaddr2));
+	t->uaddr = t->uaddr2 + (GPC_PAGES + 1) * PAGE_SIZE;
 
 	t->kvm->mm = current->mm;
+	mutex_init(&t->kvm->slots_lock);
 	spin_lock_init(&t->kvm->gpc_lock);
-	INIT_LIST_HEAD(&t->kvm->gpc_list);
+	t->kvm->gpc_tree = RB_ROOT_CACHED;
+	init_waitqueue_head(&t->kvm->gpc_invalidations.wait);
+	INIT_DELAYED_WORK(&t->invalidate_end, gpc_test_invalidate_end_fn);
 	KUNIT_ASSERT_EQ(test, init_srcu_struct(&t->kvm->srcu), 0);
 	test->priv = t;
 
 	t->slot.base_gfn = GPC_GFN;
 	t->slot.npages = GPC_PAGES;
 	t->slot.userspace_addr = t->uaddr;
+	t->slot2.base_gfn = GPC_GFN2;
+	t->slot2.npages = GPC_PAGES;
+	t->slot2.userspace_addr = t->uaddr2;
 	rcu_assign_pointer(t->kvm->memslots[0], &t->kvm->__memslots[0][0]);
 	gpc_test_set_memslot(t, true);
 
@@ -152,7 +231,7 @@ static void gpc_test_exit(struct kunit *test)
 
 	kvm_gpc_deactivate(&t->gpc);
 	kvm_gpc_deactivate(&t->gpc2);
-	KUNIT_EXPECT_TRUE(test, list_empty(&t->kvm->gpc_list));
+	KUNIT_EXPECT_TRUE(test, RB_EMPTY_ROOT(&t->kvm->gpc_tree.rb_root));
 	cleanup_srcu_struct(&t->kvm->srcu);
 }
 
@@ -223,9 +302,11 @@ static void gpc_test_where_it_is(struct kunit *test)
 	KUNIT_EXPECT_TRUE(test, kvm_gpc_is_active(&t->gpc));
 	KUNIT_EXPECT_EQ(test, kvm_gpc_gpa(&t->gpc), INVALID_GPA);
 	KUNIT_EXPECT_EQ(test, kvm_gpc_hva(&t->gpc), t->uaddr + 8);
+	KUNIT_EXPECT_EQ(test, kvm_gpc_len(&t->gpc), GPC_LEN);
 	gpc_test_expect_area(test, &t->gpc, GPC_GPA + 8);
 
 	kvm_gpc_deactivate(&t->gpc);
+	KUNIT_EXPECT_EQ(test, kvm_gpc_len(&t->gpc), 0);
 	KUNIT_EXPECT_FALSE(test, kvm_gpc_is_active(&t->gpc));
 	KUNIT_EXPECT_EQ(test, kvm_gpc_gpa(&t->gpc), INVALID_GPA);
 	KUNIT_EXPECT_EQ(test, kvm_gpc_hva(&t->gpc), 0);
@@ -254,16 +335,19 @@ static void gpc_test_length(struct kunit *test)
 	unsigned long end = t->uaddr + PAGE_SIZE;
 
 	KUNIT_EXPECT_EQ(test, kvm_gpc_activate(&t->gpc, GPC_GPA, 0), -EINVAL);
-	KUNIT_EXPECT_EQ(test, kvm_gpc_activate(&t->gpc, GPC_GPA, PAGE_SIZE + 1), -EINVAL);
+	KUNIT_EXPECT_EQ(test, kvm_gpc_activate(&t->gpc, GPC_GPA, KVM_GPC_MAX_LEN + 1), -EINVAL);
 	KUNIT_EXPECT_EQ(test, kvm_gpc_activate(&t->gpc, GPC_GPA, -1ul), -EINVAL);
-	KUNIT_EXPECT_EQ(test, kvm_gpc_activate(&t->gpc, GPC_GPA + 1, PAGE_SIZE), -EINVAL);
 	KUNIT_EXPECT_EQ(test, kvm_gpc_activate(&t->gpc, GPC_GPA + 1, -1ul), -EINVAL);
 	KUNIT_EXPECT_EQ(test, kvm_gpc_activate_hva(&t->gpc, t->uaddr, 0), -EINVAL);
-	KUNIT_EXPECT_EQ(test, kvm_gpc_activate_hva(&t->gpc, end - 1, 2), -EINVAL);
+	KUNIT_EXPECT_EQ(test, kvm_gpc_activate_hva(&t->gpc, t->uaddr, KVM_GPC_MAX_LEN + 1),
+			-EINVAL);
 	KUNIT_EXPECT_FALSE(test, kvm_gpc_is_active(&t->gpc));
 
 	KUNIT_EXPECT_EQ(test, kvm_gpc_activate(&t->gpc, GPC_GPA, PAGE_SIZE), 0);
 	KUNIT_EXPECT_EQ(test, kvm_gpc_activate_hva(&t->gpc, end - 1, 1), 0);
+	KUNIT_EXPECT_EQ(test, kvm_gpc_activate(&t->gpc, GPC_GPA, KVM_GPC_MAX_LEN), 0);
+	KUNIT_EXPECT_EQ(test, kvm_gpc_activate(&t->gpc, GPC_GPA + PAGE_SIZE - 1, KVM_GPC_MAX_LEN),
+			0);
 }
 
 static void gpc_test_bad_hva(struct kunit *test)
@@ -333,11 +417,13 @@ static void gpc_test_poison(struct kunit *test)
 	struct gpc_test *t = test->priv;
 
 	gpc_test_activate(test);
-	kunit_activate_static_stub(test, gpc_lookup, gpc_lookup_poisoned);
+	kunit_activate_static_stub(test, gpc_lookup_fast, gpc_lookup_fast_none);
+	kunit_activate_static_stub(test, gpc_lookup_page, gpc_lookup_poisoned);
 	gpc_test_invalidate(t);
 	KUNIT_EXPECT_EQ(test, gpc_test_lock_error(&t->gpc), -EHWPOISON);
 	KUNIT_EXPECT_EQ(test, kvm_gpc_activate(&t->gpc2, GPC_GPA, GPC_LEN), -EHWPOISON);
-	kunit_deactivate_static_stub(test, gpc_lookup);
+	kunit_deactivate_static_stub(test, gpc_lookup_page);
+	kunit_deactivate_static_stub(test, gpc_lookup_fast);
 
 	gpc_test_expect_area(test, &t->gpc, GPC_GPA);
 }
@@ -354,9 +440,9 @@ static void gpc_test_map_fails(struct kunit *test)
 	gpc_test_invalidate(t);
 	gpc_test_expect_area(test, &t->gpc, GPC_GPA);
 
-	/* Without it, it has to. */
+	/* Another it has to, and keeps what it has. */
 	KUNIT_EXPECT_EQ(test, kvm_gpc_activate(&t->gpc, GPC_GPA + PAGE_SIZE, GPC_LEN), -ENOMEM);
-	KUNIT_EXPECT_EQ(test, gpc_test_lock_error(&t->gpc), -ENOMEM);
+	KUNIT_EXPECT_EQ(test, gpc_test_trylock_error(&t->gpc), 0);
 	kunit_deactivate_static_stub(test, gpc_map);
 
 	gpc_test_expect_area(test, &t->gpc, GPC_GPA);
@@ -385,26 +471,140 @@ static void gpc_test_fatal_signal(struct kunit *test)
 }
 
 /* Nor does it wait for an invalidation to end. */
-static void gpc_test_fatal_signal_retry(struct kunit *test)
+static void gpc_test_fatal_signal_wait(struct kunit *test)
 {
 	struct gpc_test *t = test->priv;
-	int lock_error, activate_error;
+	int activate_error;
 
 	gpc_test_activate(test);
 	gpc_test_expect_area(test, &t->gpc, GPC_GPA);
-	gpc_test_invalidate(t);
 
-	WRITE_ONCE(t->kvm->mn_active_invalidate_count, 1);
-	kunit_activate_static_stub(test, gpc_lookup, gpc_lookup_patient);
+	/* The invalidation ends after a while, for the test to fail rather than hang. */
+	gpc_test_invalidate_start(t, 0);
+	schedule_delayed_work(&t->invalidate_end, HZ);
+
+	KUNIT_EXPECT_TRUE(test, gpc_test_has_to_wait(&t->gpc));
 	gpc_test_set_killed(true);
-	lock_error = gpc_test_lock_error(&t->gpc);
 	activate_error = kvm_gpc_activate(&t->gpc2, GPC_GPA, GPC_LEN);
 	gpc_test_set_killed(false);
-	kunit_deactivate_static_stub(test, gpc_lookup);
-	WRITE_ONCE(t->kvm->mn_active_invalidate_count, 0);
-
-	KUNIT_EXPECT_EQ(test, lock_error, -EINTR);
 	KUNIT_EXPECT_EQ(test, activate_error, -EINTR);
+
+	flush_delayed_work(&t->invalidate_end);
+	gpc_test_expect_area(test, &t->gpc, GPC_GPA);
+}
+
+/* A refresh waits for what invalidates its own area, and for nothing else. */
+static void gpc_test_wait_for_own(struct kunit *test)
+{
+	struct gpc_test *t = test->priv;
+
+	gpc_test_activate(test);
+	KUNIT_ASSERT_EQ(test, kvm_gpc_activate(&t->gpc2, GPC_GPA + PAGE_SIZE, GPC_LEN), 0);
+	gpc_test_expect_area(test, &t->gpc, GPC_GPA);
+	gpc_test_expect_area(test, &t->gpc2, GPC_GPA + PAGE_SIZE);
+
+	gpc_test_invalidate_start(t, 0);
+	gpc_test_invalidate_start(t, 1);
+	gpc_test_invalidate_start(t, 1);
+	gpc_test_invalidate_end(t, 0);
+	KUNIT_EXPECT_FALSE(test, gpc_test_has_to_wait(&t->gpc));
+	KUNIT_EXPECT_TRUE(test, gpc_test_has_to_wait(&t->gpc2));
+
+	/* Of two of the same range, one is left. */
+	gpc_test_invalidate_end(t, 1);
+	KUNIT_EXPECT_TRUE(test, gpc_test_has_to_wait(&t->gpc2));
+	gpc_test_invalidate_end(t, 1);
+	KUNIT_EXPECT_FALSE(test, gpc_test_has_to_wait(&t->gpc2));
+}
+
+/* It wakes up when that is over. */
+static int gpc_test_locker(void *data)
+{
+	struct gpc_test *t = data;
+
+	kthread_use_mm(t->kvm->mm);
+	t->locker_error = gpc_test_lock_error(&t->gpc);
+	kthread_unuse_mm(t->kvm->mm);
+	complete(&t->locker_done);
+	return 0;
+}
+
+static void gpc_test_wakes_up(struct kunit *test)
+{
+	struct gpc_test *t = test->priv;
+	struct task_struct *locker;
+
+	gpc_test_activate(test);
+	gpc_test_invalidate_start(t, 0);
+
+	init_completion(&t->locker_done);
+	locker = kthread_run(gpc_test_locker, t, "gpc_test_locker");
+	KUNIT_ASSERT_FALSE(test, IS_ERR(locker));
+	while (!wq_has_sleeper(&t->kvm->gpc_invalidations.wait))
+		schedule_timeout_uninterruptible(1);
+
+	/* Not for something else. */
+	gpc_test_invalidate_start(t, 1);
+	gpc_test_invalidate_end(t, 1);
+	KUNIT_EXPECT_FALSE(test, wait_for_completion_timeout(&t->locker_done, HZ / 20));
+
+	gpc_test_invalidate_end(t, 0);
+	wait_for_completion(&t->locker_done);
+	KUNIT_EXPECT_EQ(test, t->locker_error, 0);
+}
+
+/* More at a time than there is room for: nobody is missed, nor does it stay so. */
+static void gpc_test_many_invalidations(struct kunit *test)
+{
+	struct gpc_test *t = test->priv;
+	int room = ARRAY_SIZE(t->kvm->gpc_invalidations.range);
+	int i;
+
+	gpc_test_activate(test);
+	gpc_test_expect_area(test, &t->gpc, GPC_GPA);
+
+	for (i = 0; i < room; i++)
+		gpc_test_invalidate_start(t, 1);
+	gpc_test_invalidate_start(t, 0);
+	KUNIT_EXPECT_TRUE(test, gpc_test_has_to_wait(&t->gpc));
+
+	for (i = 0; i < room; i++)
+		gpc_test_invalidate_end(t, 1);
+	KUNIT_EXPECT_TRUE(test, gpc_test_has_to_wait(&t->gpc));
+
+	gpc_test_invalidate_end(t, 0);
+	KUNIT_EXPECT_FALSE(test, gpc_test_has_to_wait(&t->gpc));
+	KUNIT_EXPECT_EQ(test, t->kvm->gpc_invalidations.nr, 0);
+	KUNIT_EXPECT_EQ(test, t->kvm->gpc_invalidations.nr_anywhere, 0);
+}
+
+/* What was invalidated while it was looked up is looked up again. */
+static kvm_pfn_t gpc_lookup_too_late(struct kvm_follow_pfn *kfp)
+{
+	struct gpc_test *t = kunit_get_current_test()->priv;
+	kvm_pfn_t pfn = hva_to_pfn(kfp);
+
+	if (!t->lookups++)
+		gpc_test_invalidate(t);
+
+	return pfn;
+}
+
+static void gpc_test_retry(struct kunit *test)
+{
+	struct gpc_test *t = test->priv;
+
+	kunit_activate_static_stub(test, gpc_lookup_fast, gpc_lookup_fast_none);
+	kunit_activate_static_stub(test, gpc_lookup_page, gpc_lookup_too_late);
+	gpc_test_activate(test);
+	KUNIT_EXPECT_EQ(test, t->lookups, 2);
+
+	t->lookups = 0;
+	gpc_test_invalidate(t);
+	KUNIT_EXPECT_EQ(test, gpc_test_lock_error(&t->gpc), 0);
+	KUNIT_EXPECT_EQ(test, t->lookups, 2);
+	kunit_deactivate_static_stub(test, gpc_lookup_page);
+	kunit_deactivate_static_stub(test, gpc_lookup_fast);
 	gpc_test_expect_area(test, &t->gpc, GPC_GPA);
 }
 
@@ -418,32 +618,43 @@ static void gpc_test_trylock_stale(struct kunit *test)
 	gpc_test_expect_area(test, &t->gpc, GPC_GPA);
 }
 
-/* While somebody changes the cache, or is about to, trylock does not wait. */
-static void gpc_test_trylock_busy(struct kunit *test)
-{
-	struct gpc_test *t = test->priv;
-	int error;
-
-	gpc_test_activate(test);
-	write_lock(&t->gpc.lock);
-	error = gpc_test_trylock_error(&t->gpc);
-	write_unlock(&t->gpc.lock);
-	KUNIT_EXPECT_EQ(test, error, -EWOULDBLOCK);
-}
-
 /* What a cache that is not touched by an invalidation has, it keeps. */
 static void gpc_test_invalidate_elsewhere(struct kunit *test)
 {
 	struct gpc_test *t = test->priv;
-	unsigned long uaddr = t->uaddr + PAGE_SIZE;
 
 	gpc_test_activate(test);
 	KUNIT_ASSERT_EQ(test, kvm_gpc_activate(&t->gpc2, GPC_GPA + PAGE_SIZE, GPC_LEN), 0);
 
-	gfn_to_pfn_cache_invalidate_start(t->kvm, uaddr, uaddr + PAGE_SIZE);
+	gpc_test_invalidate_start(t, 1);
+	gpc_test_invalidate_end(t, 1);
 	KUNIT_EXPECT_EQ(test, gpc_test_trylock_error(&t->gpc2), -EWOULDBLOCK);
 	KUNIT_ASSERT_FALSE(test, IS_ERR(kvm_gpc_trylock(&t->gpc)));
 	kvm_gpc_unlock(&t->gpc);
+}
+
+/* Nor does it lose it to a change of another memslot. */
+static void gpc_test_memslot_elsewhere(struct kunit *test)
+{
+	struct gpc_test *t = test->priv;
+	struct kvm_memory_slot alias = {
+		.base_gfn = GPC_GFN2 + GPC_PAGES,
+		.npages = GPC_PAGES,
+		.userspace_addr = t->slot.userspace_addr,
+	};
+	int error;
+
+	gpc_test_activate(test);
+	gpc_test_invalidate_memslot(t, &alias);
+	gpc_test_invalidate_memslot(t, &t->slot2);
+	KUNIT_EXPECT_EQ(test, gpc_test_trylock_error(&t->gpc), 0);
+
+	/* An area by HVA has no memslot to lose. */
+	KUNIT_ASSERT_EQ(test, kvm_gpc_activate_hva(&t->gpc2, t->uaddr, GPC_LEN), 0);
+	gpc_test_set_memslot(t, true);
+	error = gpc_test_trylock_error(&t->gpc2);
+	KUNIT_EXPECT_EQ(test, error, 0);
+	KUNIT_EXPECT_EQ(test, gpc_test_trylock_error(&t->gpc), -EWOULDBLOCK);
 }
 
 /* On error, an active cache has the area that it had, and an idle one none. */
@@ -457,43 +668,221 @@ static void gpc_test_all_or_nothing(struct kunit *test)
 
 	gpc_test_activate(test);
 	KUNIT_EXPECT_EQ(test, kvm_gpc_activate(&t->gpc, GPC_NO_GPA, GPC_LEN), -ENOENT);
-	KUNIT_EXPECT_EQ(test, kvm_gpc_activate(&t->gpc, GPC_GPA, PAGE_SIZE + 1), -EINVAL);
+	KUNIT_EXPECT_EQ(test, kvm_gpc_activate(&t->gpc, GPC_GPA, 0), -EINVAL);
 	KUNIT_EXPECT_EQ(test, kvm_gpc_activate_hva(&t->gpc, PAGE_OFFSET, GPC_LEN), -EINVAL);
 	KUNIT_EXPECT_EQ(test, kvm_gpc_gpa(&t->gpc), GPC_GPA);
+	KUNIT_EXPECT_EQ(test, gpc_test_trylock_error(&t->gpc), 0);
 	gpc_test_expect_area(test, &t->gpc, GPC_GPA);
 
 	KUNIT_ASSERT_EQ(test, kvm_gpc_activate_hva(&t->gpc, t->uaddr + 8, GPC_LEN), 0);
 	KUNIT_EXPECT_EQ(test, kvm_gpc_activate(&t->gpc, GPC_NO_GPA, GPC_LEN), -ENOENT);
+	KUNIT_EXPECT_EQ(test, gpc_test_trylock_error(&t->gpc), 0);
 	KUNIT_EXPECT_EQ(test, kvm_gpc_hva(&t->gpc), t->uaddr + 8);
 	gpc_test_expect_area(test, &t->gpc, GPC_GPA + 8);
 }
 
-/* Two caches at once, and one twice, as an interrupt of a reader might. */
+/* Where userspace has the memory at @gpa. */
+static char __user *gpc_test_uptr(struct gpc_test *t, gpa_t gpa)
+{
+	return (char __user *)(gpa < GPC_GPA2 ? t->uaddr + (gpa - GPC_GPA) :
+						t->uaddr2 + (gpa - GPC_GPA2));
+}
+
+/* Each byte of the area is userspace's byte of the same guest physical address. */
+static void gpc_test_expect_bytes(struct kunit *test, gpa_t gpa, unsigned long len)
+{
+	struct gpc_test *t = test->priv;
+	unsigned long i;
+	char byte;
+	u8 *p;
+
+	p = kvm_gpc_lock(&t->gpc);
+	KUNIT_ASSERT_FALSE(test, IS_ERR(p));
+	for (i = 0; i < len; i++)
+		WRITE_ONCE(p[i], (gpa + i) * 31 >> 3);
+	kvm_gpc_unlock(&t->gpc);
+
+	for (i = 0; i < len; i++) {
+		if (get_user(byte, gpc_test_uptr(t, gpa + i)) ||
+		    (u8)byte != (u8)((gpa + i) * 31 >> 3))
+			break;
+	}
+	KUNIT_EXPECT_EQ(test, i, len);
+}
+
+static void gpc_test_several_pages(struct kunit *test)
+{
+	static const unsigned long lens[] = {
+		1, 2, 47, PAGE_SIZE - 1, PAGE_SIZE, PAGE_SIZE + 1, 2 * PAGE_SIZE, KVM_GPC_MAX_LEN,
+	};
+	static const unsigned long offsets[] = {
+		0, 1, PAGE_SIZE / 2, PAGE_SIZE - 2, PAGE_SIZE - 1, PAGE_SIZE, 2 * PAGE_SIZE - 1,
+	};
+	struct gpc_test *t = test->priv;
+	int i, j;
+
+	for (i = 0; i < ARRAY_SIZE(lens); i++) {
+		for (j = 0; j < ARRAY_SIZE(offsets); j++) {
+			if (offsets[j] + lens[i] > 2 * GPC_PAGES * PAGE_SIZE)
+				continue;
+
+			KUNIT_ASSERT_EQ(test, kvm_gpc_activate(&t->gpc, GPC_GPA + offsets[j],
+							       lens[i]), 0);
+			gpc_test_expect_bytes(test, GPC_GPA + offsets[j], lens[i]);
+
+			/* Once more, without a fault. */
+			gpc_test_invalidate(t);
+			gpc_test_expect_bytes(test, GPC_GPA + offsets[j], lens[i]);
+		}
+	}
+
+	KUNIT_ASSERT_EQ(test, kvm_gpc_activate_hva(&t->gpc, t->uaddr + PAGE_SIZE - 1, PAGE_SIZE),
+			0);
+	gpc_test_expect_bytes(test, GPC_GPA + PAGE_SIZE - 1, PAGE_SIZE);
+}
+
+/* Each page of an area takes it away as a whole, by whatever goes with the page. */
+static void gpc_test_several_pages_invalidated(struct kunit *test)
+{
+	struct gpc_test *t = test->priv;
+	unsigned long end = t->uaddr2 + PAGE_SIZE;
+	gpa_t gpa = GPC_GPA + PAGE_SIZE - 1;
+
+	/* The second page of the first memslot, the first of the second. */
+	KUNIT_ASSERT_EQ(test, kvm_gpc_activate(&t->gpc, gpa, PAGE_SIZE + 2), 0);
+
+	gpc_test_invalidate_start(t, 1);
+	KUNIT_EXPECT_TRUE(test, gpc_test_has_to_wait(&t->gpc));
+	gpc_test_invalidate_end(t, 1);
+	gpc_test_expect_bytes(test, gpa, PAGE_SIZE + 2);
+
+	kvm_gpc_invalidate_start(t->kvm, t->uaddr2, end);
+	KUNIT_EXPECT_TRUE(test, gpc_test_has_to_wait(&t->gpc));
+	kvm_gpc_invalidate_end(t->kvm, t->uaddr2, end);
+	gpc_test_expect_bytes(test, gpa, PAGE_SIZE + 2);
+
+	/* What lies between them, or is behind the second, is not its. */
+	kvm_gpc_invalidate_start(t->kvm, end, t->uaddr);
+	KUNIT_EXPECT_EQ(test, gpc_test_trylock_error(&t->gpc), 0);
+	kvm_gpc_invalidate_end(t->kvm, end, t->uaddr);
+
+	/* Either memslot goes, or cannot be written to. */
+	gpc_test_set_memslots(t, true, false);
+	gpc_test_invalidate_memslot(t, &t->slot2);
+	KUNIT_EXPECT_EQ(test, gpc_test_trylock_error(&t->gpc), -EWOULDBLOCK);
+	KUNIT_EXPECT_EQ(test, gpc_test_lock_error(&t->gpc), -ENOENT);
+	t->slot2.flags = KVM_MEM_READONLY;
+	gpc_test_set_memslots(t, true, true);
+	KUNIT_EXPECT_EQ(test, gpc_test_lock_error(&t->gpc), -ENOENT);
+	t->slot2.flags = 0;
+	gpc_test_expect_bytes(test, gpa, PAGE_SIZE + 2);
+
+	gpc_test_set_memslots(t, false, true);
+	gpc_test_invalidate_memslot(t, &t->slot);
+	KUNIT_EXPECT_EQ(test, gpc_test_lock_error(&t->gpc), -ENOENT);
+	gpc_test_set_memslots(t, true, true);
+	gpc_test_expect_bytes(test, gpa, PAGE_SIZE + 2);
+}
+
+/* A reader of two caches, interrupted by another of the same ones. */
+static void gpc_test_nested_irq(struct irq_work *work)
+{
+	struct gpc_test *t = container_of(work, struct gpc_test, irq_work);
+	void *p, *p2;
+
+	/* In the other order, too. */
+	p2 = kvm_gpc_trylock(&t->gpc2);
+	p = kvm_gpc_trylock(&t->gpc);
+	if (!IS_ERR(p2))
+		kvm_gpc_unlock(&t->gpc2);
+	if (!IS_ERR(p))
+		kvm_gpc_unlock(&t->gpc);
+
+	t->irq_context = in_hardirq();
+	t->irq_khva = p;
+	/* Last of what gpc_test_nested() waits for. */
+	/* Last of what gpc_test_nested() waits for. */
+	smp_store_release(&t->irq_khva2, p2);
+}
+
 static void gpc_test_nested(struct kunit *test)
 {
 	struct gpc_test *t = test->priv;
-	unsigned long flags;
-	void *p, *p2, *p3;
+	void *p, *p2;
 
 	gpc_test_activate(test);
 	KUNIT_ASSERT_EQ(test, kvm_gpc_activate(&t->gpc2, GPC_GPA + PAGE_SIZE, GPC_LEN), 0);
 
 	p = kvm_gpc_lock(&t->gpc);
-	local_irq_save(flags);
 	p2 = kvm_gpc_trylock(&t->gpc2);
-	p3 = kvm_gpc_trylock(&t->gpc);
-	if (!IS_ERR(p3))
+	if (!IS_ERR(p)) {
+		init_irq_work(&t->irq_work, gpc_test_nested_irq);
+		irq_work_queue(&t->irq_work);
+		/* Pairs with gpc_test_nested_irq(). */
+		/* Pairs with gpc_test_nested_irq(). */
+		while (!smp_load_acquire(&t->irq_khva2))
+			cpu_relax();
+	}
+
+	/* First come, first gone. */
+	if (!IS_ERR(p))
 		kvm_gpc_unlock(&t->gpc);
 	if (!IS_ERR(p2))
 		kvm_gpc_unlock(&t->gpc2);
-	local_irq_restore(flags);
-	if (!IS_ERR(p))
-		kvm_gpc_unlock(&t->gpc);
 
 	KUNIT_EXPECT_FALSE(test, IS_ERR(p));
 	KUNIT_EXPECT_FALSE(test, IS_ERR(p2));
-	KUNIT_EXPECT_PTR_EQ(test, p3, p);
 	KUNIT_EXPECT_PTR_NE(test, p2, p);
+	KUNIT_EXPECT_TRUE(test, t->irq_context);
+	KUNIT_EXPECT_PTR_EQ(test, t->irq_khva, p);
+	KUNIT_EXPECT_PTR_EQ(test, t->irq_khva2, p2);
+}
+
+/* An invalidation waits for the readers of what it invalidates, for no others. */
+static void gpc_test_invalidate_fn(struct work_struct *work)
+{
+	struct gpc_test *t = container_of(work, struct gpc_test, invalidate);
+
+	gpc_test_invalidate_start(t, 1);
+	gpc_test_invalidate_end(t, 1);
+	WRITE_ONCE(t->invalidations, 1);
+	gpc_test_invalidate_start(t, 0);
+	gpc_test_invalidate_end(t, 0);
+	WRITE_ONCE(t->invalidations, 2);
+}
+
+static void gpc_test_invalidation_waits(struct kunit *test)
+{
+	struct gpc_test *t = test->priv;
+	ktime_t end;
+	void *p;
+
+	if (num_online_cpus() < 2)
+		kunit_skip(test, "needs two CPUs");
+
+	gpc_test_activate(test);
+	KUNIT_ASSERT_EQ(test, kvm_gpc_activate(&t->gpc2, GPC_GPA + PAGE_SIZE, GPC_LEN), 0);
+	INIT_WORK(&t->invalidate, gpc_test_invalidate_fn);
+
+	p = kvm_gpc_lock(&t->gpc);
+	KUNIT_ASSERT_FALSE(test, IS_ERR(p));
+	queue_work_on(cpumask_any_but(cpu_online_mask, smp_processor_id()), system_percpu_wq,
+		      &t->invalidate);
+	while (!READ_ONCE(t->invalidations))
+		cpu_relax();
+
+	/* It gets as far as to clear khva, and no further. */
+	while (READ_ONCE(t->gpc.khva))
+		cpu_relax();
+	end = ktime_add_ms(ktime_get(), 10);
+	while (ktime_before(ktime_get(), end) && READ_ONCE(t->invalidations) == 1)
+		cpu_relax();
+	KUNIT_EXPECT_EQ(test, READ_ONCE(t->invalidations), 1);
+	kvm_gpc_unlock(&t->gpc);
+
+	flush_work(&t->invalidate);
+	KUNIT_EXPECT_EQ(test, t->invalidations, 2);
+	KUNIT_EXPECT_EQ(test, gpc_test_trylock_error(&t->gpc), -EWOULDBLOCK);
 }
 
 /* Only those who say that they wrote to an area make it dirty. */
@@ -513,6 +902,16 @@ static void gpc_test_dirty(struct kunit *test)
 	KUNIT_ASSERT_FALSE(test, IS_ERR(kvm_gpc_lock(&t->gpc)));
 	kvm_gpc_unlock_dirty(&t->gpc);
 	KUNIT_EXPECT_EQ(test, *bitmap, BIT(1));
+
+	/* Of an area in several memslots, each page in its own. */
+	*bitmap = 0;
+	t->slot2.flags = KVM_MEM_LOG_DIRTY_PAGES;
+	t->slot2.dirty_bitmap = &t->dirty_bitmap2;
+	KUNIT_ASSERT_EQ(test, kvm_gpc_activate(&t->gpc, GPC_GPA2 - 1, PAGE_SIZE + 2), 0);
+	KUNIT_ASSERT_FALSE(test, IS_ERR(kvm_gpc_lock(&t->gpc)));
+	kvm_gpc_unlock_dirty(&t->gpc);
+	KUNIT_EXPECT_EQ(test, *bitmap, BIT(1));
+	KUNIT_EXPECT_EQ(test, t->dirty_bitmap2, BIT(0) | BIT(1));
 
 	/* There is no memslot to be dirty. */
 	*bitmap = 0;
@@ -535,12 +934,19 @@ static struct kunit_case gpc_test_cases[] = {
 	KUNIT_CASE(gpc_test_poison),
 	KUNIT_CASE(gpc_test_map_fails),
 	KUNIT_CASE(gpc_test_fatal_signal),
-	KUNIT_CASE(gpc_test_fatal_signal_retry),
+	KUNIT_CASE(gpc_test_fatal_signal_wait),
+	KUNIT_CASE(gpc_test_wait_for_own),
+	KUNIT_CASE(gpc_test_wakes_up),
+	KUNIT_CASE(gpc_test_many_invalidations),
+	KUNIT_CASE(gpc_test_retry),
 	KUNIT_CASE(gpc_test_trylock_stale),
-	KUNIT_CASE(gpc_test_trylock_busy),
 	KUNIT_CASE(gpc_test_invalidate_elsewhere),
+	KUNIT_CASE(gpc_test_memslot_elsewhere),
 	KUNIT_CASE(gpc_test_all_or_nothing),
+	KUNIT_CASE(gpc_test_several_pages),
+	KUNIT_CASE(gpc_test_several_pages_invalidated),
 	KUNIT_CASE(gpc_test_nested),
+	KUNIT_CASE(gpc_test_invalidation_waits),
 	KUNIT_CASE(gpc_test_dirty),
 	{}
 };
@@ -552,4 +958,181 @@ static struct kunit_suite gpc_test_suite = {
 	.test_cases = gpc_test_cases,
 };
 
-kunit_test_suite(gpc_test_suite);
+struct gpc_map_test {
+	struct page *page[GPC_MAP_MAX];
+	struct gpc_map map;
+};
+
+/* Pages in a row, of which every other one is left out if they are to be scattered. */
+static void gpc_map_test_alloc(struct kunit *test, bool scattered)
+{
+	struct gpc_map_test *m = test->priv;
+	int i;
+
+	for (i = 0; i < GPC_MAP_MAX; i++)
+		m->page[i] = m->page[0] + i * (scattered ? 2 : 1);
+}
+
+static void gpc_map_test_pfns(struct gpc_map_test *m, unsigned int nr, kvm_pfn_t *pfn)
+{
+	unsigned int i;
+
+	for (i = 0; i < nr; i++)
+		pfn[i] = page_to_pfn(m->page[i]);
+}
+
+/* What is written by way of the mapping is in the pages, and the other way round. */
+static void gpc_map_test_expect_alias(struct kunit *test, unsigned int nr)
+{
+	struct gpc_map_test *m = test->priv;
+	u8 *addr = m->map.addr;
+	unsigned int i;
+
+	/* A write that begins in the last byte of one page ends in the next. */
+	for (i = 0; i + sizeof(u64) <= nr * PAGE_SIZE; i++) {
+		u64 val = i * 0x0101010101010101ull + 0x123456789abcdefull;
+		u8 *bytes = (u8 *)&val;
+		unsigned int j;
+
+		put_unaligned(val, (u64 *)(addr + i));
+		for (j = 0; j < sizeof(val); j++) {
+			u8 *direct = page_address(m->page[(i + j) / PAGE_SIZE]);
+
+			if (direct[(i + j) % PAGE_SIZE] != bytes[j])
+				break;
+		}
+		if (j < sizeof(val))
+			break;
+	}
+	KUNIT_EXPECT_EQ(test, i, nr * PAGE_SIZE - sizeof(u64) + 1);
+
+	for (i = 0; i < nr; i++)
+		memset(page_address(m->page[i]), 0xa0 + i, PAGE_SIZE);
+	for (i = 0; i < nr * PAGE_SIZE; i++) {
+		if (READ_ONCE(addr[i]) != 0xa0 + i / PAGE_SIZE)
+			break;
+	}
+	KUNIT_EXPECT_EQ(test, i, nr * PAGE_SIZE);
+}
+
+static void gpc_map_test_pages(struct kunit *test, bool scattered)
+{
+	struct gpc_map_test *m = test->priv;
+	kvm_pfn_t pfn[GPC_MAP_MAX];
+	unsigned int nr;
+
+	gpc_map_test_alloc(test, scattered);
+
+	for (nr = 1; nr <= GPC_MAP_MAX; nr++) {
+		gpc_map_test_pfns(m, nr, pfn);
+		KUNIT_ASSERT_EQ(test, gpc_map(&m->map, pfn, nr), 0);
+		KUNIT_EXPECT_TRUE(test, gpc_is_map_of(&m->map, pfn, nr));
+		KUNIT_EXPECT_FALSE(test, gpc_is_map_of(&m->map, pfn, nr - 1));
+		KUNIT_EXPECT_EQ(test, is_vmalloc_addr(m->map.addr), scattered && nr > 1);
+		gpc_map_test_expect_alias(test, nr);
+
+		gpc_unmap(&m->map);
+		KUNIT_EXPECT_NULL(test, m->map.addr);
+		KUNIT_EXPECT_FALSE(test, gpc_is_map_of(&m->map, pfn, nr));
+	}
+}
+
+/* In the direct map, at no cost. */
+static void gpc_map_test_contiguous(struct kunit *test)
+{
+	gpc_map_test_pages(test, false);
+}
+
+static void gpc_map_test_scattered(struct kunit *test)
+{
+	gpc_map_test_pages(test, true);
+}
+
+/* Pages in a row, in any other order than that of their frames, and one twice. */
+static void gpc_map_test_order(struct kunit *test)
+{
+	struct gpc_map_test *m = test->priv;
+	kvm_pfn_t pfn[2];
+
+	gpc_map_test_alloc(test, false);
+	swap(m->page[0], m->page[1]);
+	gpc_map_test_pfns(m, 2, pfn);
+	KUNIT_ASSERT_EQ(test, gpc_map(&m->map, pfn, 2), 0);
+	KUNIT_EXPECT_TRUE(test, is_vmalloc_addr(m->map.addr));
+	gpc_map_test_expect_alias(test, 2);
+	gpc_unmap(&m->map);
+	swap(m->page[0], m->page[1]);
+
+	pfn[1] = pfn[0];
+	KUNIT_ASSERT_EQ(test, gpc_map(&m->map, pfn, 2), 0);
+	WRITE_ONCE(*(u8 *)m->map.addr, 0x55);
+	KUNIT_EXPECT_EQ(test, READ_ONCE(((u8 *)m->map.addr)[PAGE_SIZE]), 0x55);
+	gpc_unmap(&m->map);
+}
+
+/*
+ * The local APIC's page is memory without a struct page that each machine has and
+ * that nobody minds to be mapped, as long as nobody touches it.
+ */
+static kvm_pfn_t gpc_map_test_bare_pfn(struct kunit *test)
+{
+	kvm_pfn_t pfn = 0xfee00000ull >> PAGE_SHIFT;
+
+	if (!IS_ENABLED(CONFIG_X86) || pfn_valid(pfn))
+		kunit_skip(test, "knows of no memory without a struct page here");
+
+	return pfn;
+}
+
+static void gpc_map_test_mixed(struct kunit *test)
+{
+	kvm_pfn_t bare = gpc_map_test_bare_pfn(test);
+	struct gpc_map_test *m = test->priv;
+	kvm_pfn_t pfn[2];
+
+	pfn[0] = page_to_pfn(m->page[0]);
+	pfn[1] = bare;
+	KUNIT_EXPECT_EQ(test, gpc_map(&m->map, pfn, 2), -EOPNOTSUPP);
+	swap(pfn[0], pfn[1]);
+	KUNIT_EXPECT_EQ(test, gpc_map(&m->map, pfn, 2), -EOPNOTSUPP);
+	KUNIT_EXPECT_NULL(test, m->map.addr);
+}
+
+static int gpc_map_test_init(struct kunit *test)
+{
+	struct gpc_map_test *m = kunit_kzalloc(test, sizeof(*m), GFP_KERNEL);
+
+	KUNIT_ASSERT_NOT_NULL(test, m);
+	m->page[0] = alloc_pages(GFP_KERNEL, get_order(2 * GPC_MAP_MAX * PAGE_SIZE));
+	KUNIT_ASSERT_NOT_NULL(test, m->page[0]);
+	test->priv = m;
+	return 0;
+}
+
+static void gpc_map_test_exit(struct kunit *test)
+{
+	struct gpc_map_test *m = test->priv;
+
+	if (!m)
+		return;
+
+	gpc_unmap(&m->map);
+	__free_pages(m->page[0], get_order(2 * GPC_MAP_MAX * PAGE_SIZE));
+}
+
+static struct kunit_case gpc_map_test_cases[] = {
+	KUNIT_CASE(gpc_map_test_contiguous),
+	KUNIT_CASE(gpc_map_test_scattered),
+	KUNIT_CASE(gpc_map_test_order),
+	KUNIT_CASE(gpc_map_test_mixed),
+	{}
+};
+
+static struct kunit_suite gpc_map_test_suite = {
+	.name = "kvm_gpc_map",
+	.init = gpc_map_test_init,
+	.exit = gpc_map_test_exit,
+	.test_cases = gpc_map_test_cases,
+};
+
+kunit_test_suites(&gpc_test_suite, &gpc_map_test_suite);

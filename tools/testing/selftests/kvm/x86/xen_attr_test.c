@@ -1309,9 +1309,9 @@ KVM_ONE_VCPU_TEST(xen_attr, vcpu_info_hva_absent_set, guest_code)
 KVM_ONE_VCPU_TEST(xen_attr, time_info_malformed, guest_code)
 {
 	const struct value values[] = {
-		{ "wraps", time_info(~0ULL - 1), EINVAL },
-		{ "across two pages", time_info(LAST_GPA - 28), EINVAL },
-		{ "across the end of a memslot", time_info(HOLE_GPA - 4), EINVAL },
+		{ "wraps", time_info(~0ULL - 1), EFAULT },
+		{ "across two pages", time_info(LAST_GPA - 28), 0 },
+		{ "across the end of a memslot", time_info(HOLE_GPA - 4), EFAULT },
 		{ "spare page", time_info(SPARE_GPA), 0 },
 		{ "end of a page", time_info(LAST_GPA - 32), 0 },
 		{ "end of a memslot", time_info(LONE_GPA + PAGE_SIZE - 32), 0 },

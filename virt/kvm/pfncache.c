@@ -1,0 +1,850 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Kernel-based Virtual Machine driver for Linux
+ *
+ * This module enables kernel and guest-mode vCPU access to guest physical
+ * memory with suitable invalidation mechanisms.
+ *
+ * Copyright © 2021 Amazon.com, Inc. or its affiliates.
+ *
+ * Authors:
+ *   David Woodhouse <dwmw2@infradead.org>
+ */
+
+#define KVM_GPC_INTERNAL
+
+#include <kunit/static_stub.h>
+#include <linux/kvm_host.h>
+#include <linux/kvm.h>
+#include <linux/interval_tree.h>
+#include <linux/module.h>
+#include <linux/errno.h>
+#include <linux/lockdep.h>
+#include <linux/percpu.h>
+#include <linux/preempt.h>
+
+#include "kvm_mm.h"
+#include "pfncache_map.h"
+
+/*
+ * Readers
+ * =======
+ *
+ * While a task or an interrupt uses a cache, a slot of its CPU points to the cache.
+ * No other CPU writes to these, so that readers do not slow each other down; there
+ * is nothing to sleep on, so that hard irqs can be readers on PREEMPT_RT, too.
+ * A task does not migrate meanwhile, as preemption is disabled.  An interrupt has
+ * slots of its own, and so neither takes nor frees one of what it interrupted.
+ *
+ *	reader				invalidation
+ *
+ *	slot = gpc
+ *	smp_mb()	(A)		gpc->khva = NULL
+ *	khva = gpc->khva		smp_mb()	(B)
+ *	if (khva)			while (slot == gpc)
+ *		use khva			cpu_relax()
+ *	slot = NULL	(C)		(D)
+ *
+ * A and B: at least one of the two sees what the other has written.  Either the
+ * reader finds that there is nothing to use, or the invalidation waits.
+ *
+ * C matches D, release and acquire: what the reader did has come to its end when
+ * the invalidation goes on.
+ *
+ * A refresh sets gpc->khva after what goes with it (E), and a reader looks at that
+ * after gpc->khva (F), release and acquire.
+ */
+#define GPC_HELD_MAX	2
+#define GPC_SLOTS	(4 * GPC_HELD_MAX)
+
+struct gpc_readers {
+	/* For tasks, softirqs, hard irqs and NMIs, as interrupt_context_level() says. */
+	struct gfn_to_pfn_cache *slot[4][GPC_HELD_MAX];
+};
+
+static DEFINE_PER_CPU_ALIGNED(struct gpc_readers, gpc_readers);
+
+#ifdef CONFIG_DEBUG_LOCK_ALLOC
+static struct lock_class_key gpc_lockdep_key;
+
+/*
+ * Held by readers, who never wait for it, and taken by those who wait for readers.
+ * Acquiring a lock that sleeps on PREEMPT_RT is wrong meanwhile.
+ */
+static struct lockdep_map gpc_lockdep_map = {
+	.name = "kvm_gpc",
+	.key = &gpc_lockdep_key,
+	.wait_type_outer = LD_WAIT_FREE,
+	.wait_type_inner = LD_WAIT_SPIN,
+};
+#endif
+
+static __always_inline struct gfn_to_pfn_cache **gpc_this_cpu_slots(void)
+{
+	struct gpc_readers *readers = this_cpu_ptr(&gpc_readers);
+
+	return readers->slot[likely(in_task()) ? 0 : interrupt_context_level()];
+}
+
+static __always_inline void *gpc_enter(struct gfn_to_pfn_cache *gpc)
+{
+	struct gfn_to_pfn_cache **slot;
+	void *khva;
+
+	preempt_disable();
+
+	slot = gpc_this_cpu_slots();
+	if (*slot && WARN_ON_ONCE(*++slot))
+		goto none;
+
+	smp_store_mb(*slot, gpc);			/* A, matches B */
+	khva = smp_load_acquire(&gpc->khva);		/* F, matches E */
+	if (likely(khva)) {
+		lock_acquire(&gpc_lockdep_map, 0, 1, 2, 1, NULL, _THIS_IP_);
+		return khva;
+	}
+
+	WRITE_ONCE(*slot, NULL);
+none:
+	preempt_enable();
+	return NULL;
+}
+
+static __always_inline void gpc_leave(struct gfn_to_pfn_cache *gpc)
+{
+	struct gfn_to_pfn_cache **slot = gpc_this_cpu_slots();
+
+	lock_release(&gpc_lockdep_map, _THIS_IP_);
+
+	if (unlikely(*slot != gpc))
+		slot++;
+	WARN_ON_ONCE(*slot != gpc);
+
+	smp_store_release(slot, NULL);			/* C, matches D */
+	preempt_enable();
+}
+
+/* Whether @gpc, if any, is on the list of caches that were invalidated together. */
+static bool gpc_was_invalidated(struct gfn_to_pfn_cache *gpc, struct gfn_to_pfn_cache *list)
+{
+	if (likely(!gpc))
+		return false;
+
+	for (; list; list = list->next_invalid) {
+		if (gpc == list)
+			return true;
+	}
+
+	return false;
+}
+
+/*
+ * Wait for those who use the caches on @list, whose khva has been cleared.
+ *
+ * CPUs that are not online have no readers: preemption is disabled in a reader, and
+ * one that has begun on a CPU since finds nothing to use, as for A and B.
+ */
+static void gpc_wait_for_readers(struct gfn_to_pfn_cache *list)
+{
+	unsigned int cpu, i;
+
+	if (!list)
+		return;
+
+	lock_map_acquire(&gpc_lockdep_map);
+	lock_map_release(&gpc_lockdep_map);
+
+	smp_mb();					/* B, matches A */
+
+	for_each_online_cpu(cpu) {
+		struct gfn_to_pfn_cache **slots = per_cpu(gpc_readers, cpu).slot[0];
+
+		for (i = 0; i < GPC_SLOTS; i++) {
+			/* D, matches C */
+			while (gpc_was_invalidated(smp_load_acquire(&slots[i]), list))
+				cpu_relax();
+		}
+	}
+}
+
+/*
+ * What a cache is bound to.  An area belongs to whoever holds gpc->refresh_lock,
+ * but for those who invalidate it, who find its ranges in kvm->gpc_tree under
+ * kvm->gpc_lock.  gpc->area points to the area that users get at.  While a cache
+ * is being activated, there may be another one, which becomes gpc->area once it
+ * is mapped.
+ */
+
+/* Pages of an area that follow one another for userspace, in one memslot. */
+struct gpc_range {
+	struct interval_tree_node node;
+	struct gpc_area *area;
+	/* NULL and nothing if the area is bound by HVA. */
+	struct kvm_memory_slot *memslot;
+	gfn_t gfn;
+	unsigned int nr_pages;
+};
+
+struct gpc_area {
+	struct gfn_to_pfn_cache *gpc;
+
+	/* What kvm_gpc_activate() was called with; INVALID_GPA if by HVA. */
+	gpa_t gpa;
+	unsigned long uhva;
+	unsigned int len;
+	unsigned int nr_pages;
+
+	/* All of the pages, in order; in the tree.  Written under kvm->gpc_lock. */
+	unsigned int nr_ranges;
+
+	/* The ranges are the right ones.  Memslots have not changed since. */
+	bool bound;
+
+	/*
+	 * Set by invalidations, under kvm->gpc_lock: what was looked up before
+	 * must not be used.
+	 */
+	bool stale;
+
+	/* The mapping of the pages. */
+	struct gpc_map map;
+
+	struct gpc_range range[] __counted_by(nr_pages);
+};
+
+static bool gpc_by_hva(const struct gpc_area *area)
+{
+	return kvm_is_error_gpa(area->gpa);
+}
+
+static unsigned long gpc_offset(const struct gpc_area *area)
+{
+	return gpc_by_hva(area) ? offset_in_page(area->uhva) : offset_in_page(area->gpa);
+}
+
+static struct gpc_range *gpc_node_to_range(struct interval_tree_node *node)
+{
+	return container_of(node, struct gpc_range, node);
+}
+
+/*
+ * Let nobody begin to use @area.  If there may be somebody who does, put its cache
+ * on @list, for gpc_wait_for_readers() to wait for.
+ */
+static void gpc_invalidate(struct gpc_area *area, struct gfn_to_pfn_cache **list)
+{
+	struct gfn_to_pfn_cache *gpc = area->gpc;
+
+	lockdep_assert_held(&gpc->kvm->gpc_lock);
+
+	area->stale = true;
+
+	/* Only the area that users get at can be valid. */
+	if (gpc->area != area || !gpc->khva)
+		return;
+
+	WRITE_ONCE(gpc->khva, NULL);
+	gpc->next_invalid = *list;
+	*list = gpc;
+}
+
+static void gpc_invalidate_range(struct kvm *kvm, unsigned long start, unsigned long last)
+{
+	struct gfn_to_pfn_cache *list = NULL;
+	struct interval_tree_node *node;
+
+	for (node = interval_tree_iter_first(&kvm->gpc_tree, start, last); node;
+	     node = interval_tree_iter_next(node, start, last))
+		gpc_invalidate(gpc_node_to_range(node)->area, &list);
+
+	gpc_wait_for_readers(list);
+}
+
+/*
+ * The pages from @start to @end are about to go away: MMU notifier
+ * 'invalidate_range_start' hook.  No area gets to be mapped there until
+ * kvm_gpc_invalidate_end() has been called with the same range.
+ */
+void kvm_gpc_invalidate_start(struct kvm *kvm, unsigned long start, unsigned long end)
+{
+	struct kvm_gpc_invalidations *inv = &kvm->gpc_invalidations;
+
+	guard(spinlock)(&kvm->gpc_lock);
+
+	if (inv->nr < ARRAY_SIZE(inv->range))
+		inv->range[inv->nr++] = (struct kvm_gpc_range){ start, end - 1 };
+	else
+		inv->nr_anywhere++;
+
+	gpc_invalidate_range(kvm, start, end - 1);
+}
+
+/* MMU notifier 'invalidate_range_end' hook. */
+void kvm_gpc_invalidate_end(struct kvm *kvm, unsigned long start, unsigned long end)
+{
+	struct kvm_gpc_invalidations *inv = &kvm->gpc_invalidations;
+
+	scoped_guard(spinlock, &kvm->gpc_lock) {
+		unsigned int i;
+
+		/* Invalidations of the same range are as good as each other. */
+		for (i = 0; i < inv->nr; i++) {
+			if (inv->range[i].start == start && inv->range[i].last == end - 1)
+				break;
+		}
+
+		if (i < inv->nr)
+			inv->range[i] = inv->range[--inv->nr];
+		else if (!WARN_ON_ONCE(!inv->nr_anywhere))
+			inv->nr_anywhere--;
+	}
+
+	if (wq_has_sleeper(&inv->wait))
+		wake_up_all(&inv->wait);
+}
+
+/* The mm goes away, all of its pages do, and none will come back. */
+void kvm_gpc_invalidate_all(struct kvm *kvm)
+{
+	guard(spinlock)(&kvm->gpc_lock);
+
+	gpc_invalidate_range(kvm, 0, ULONG_MAX);
+}
+
+static bool gpc_is_range_being_invalidated(struct kvm *kvm, const struct gpc_range *range)
+{
+	struct kvm_gpc_invalidations *inv = &kvm->gpc_invalidations;
+	unsigned int i;
+
+	for (i = 0; i < inv->nr; i++) {
+		if (inv->range[i].start <= range->node.last &&
+		    inv->range[i].last >= range->node.start)
+			return true;
+	}
+
+	return inv->nr_anywhere;
+}
+
+/* Whether an invalidation is under way that has to do with the area. */
+static bool gpc_is_being_invalidated(struct gpc_area *area)
+{
+	struct kvm *kvm = area->gpc->kvm;
+	unsigned int i;
+
+	lockdep_assert_held(&kvm->gpc_lock);
+
+	for (i = 0; i < area->nr_ranges; i++) {
+		if (gpc_is_range_being_invalidated(kvm, &area->range[i]))
+			return true;
+	}
+
+	return false;
+}
+
+/*
+ * @slot, which is not among the active memslots any more, is about to go away.
+ * Wait for those who use an area in it.
+ *
+ * A refresh that began with the old memslots has come to its end, as it holds
+ * kvm->srcu.  One that began later, but found its area bound to @slot still, has
+ * to begin anew.
+ */
+void kvm_gpc_invalidate_memslot(struct kvm *kvm, struct kvm_memory_slot *slot)
+{
+	unsigned long start = slot->userspace_addr;
+	unsigned long last = start + (slot->npages << PAGE_SHIFT) - 1;
+	struct gfn_to_pfn_cache *list = NULL;
+	struct interval_tree_node *node;
+
+	lockdep_assert_held(&kvm->slots_lock);
+
+	guard(spinlock)(&kvm->gpc_lock);
+
+	for (node = interval_tree_iter_first(&kvm->gpc_tree, start, last); node;
+	     node = interval_tree_iter_next(node, start, last)) {
+		struct gpc_range *range = gpc_node_to_range(node);
+
+		if (range->memslot == slot) {
+			gpc_invalidate(range->area, &list);
+			range->area->bound = false;
+		}
+	}
+
+	gpc_wait_for_readers(list);
+}
+
+static int gpc_pfn_to_errno(kvm_pfn_t pfn)
+{
+	switch (pfn) {
+	case KVM_PFN_ERR_HWPOISON:
+		return -EHWPOISON;
+	case KVM_PFN_ERR_SIGPENDING:
+		return -EINTR;
+	default:
+		return -EFAULT;
+	}
+}
+
+static void gpc_add_range(struct gpc_area *area, unsigned long uhva, unsigned int nr_pages,
+			  struct kvm_memory_slot *slot, gfn_t gfn)
+{
+	struct gpc_range *range = &area->range[area->nr_ranges++];
+
+	range->area = area;
+	range->memslot = slot;
+	range->gfn = gfn;
+	range->nr_pages = nr_pages;
+	range->node.start = uhva;
+	range->node.last = uhva + nr_pages * PAGE_SIZE - 1;
+	interval_tree_insert(&range->node, &area->gpc->kvm->gpc_tree);
+}
+
+static void gpc_remove_ranges(struct gpc_area *area)
+{
+	struct kvm *kvm = area->gpc->kvm;
+
+	lockdep_assert_held(&kvm->gpc_lock);
+
+	while (area->nr_ranges)
+		interval_tree_remove(&area->range[--area->nr_ranges].node, &kvm->gpc_tree);
+
+	area->bound = false;
+}
+
+static int gpc_add_memslot_ranges(struct gpc_area *area)
+{
+	gfn_t gfn = gpa_to_gfn(area->gpa);
+	gfn_t end = gfn + area->nr_pages;
+
+	while (gfn < end) {
+		struct kvm_memory_slot *slot = gfn_to_memslot(area->gpc->kvm, gfn);
+		unsigned long uhva = gfn_to_hva_memslot(slot, gfn);
+		unsigned int nr;
+
+		if (kvm_is_error_hva(uhva)) {
+			gpc_remove_ranges(area);
+			return -ENOENT;
+		}
+
+		nr = min(end, slot->base_gfn + slot->npages) - gfn;
+		gpc_add_range(area, uhva, nr, slot, gfn);
+		gfn += nr;
+	}
+
+	return 0;
+}
+
+/* Let invalidations find the area, from before its pages are looked up. */
+static int gpc_bind(struct gpc_area *area)
+{
+	int ret = 0;
+
+	lockdep_assert_held(&area->gpc->kvm->gpc_lock);
+
+	if (area->bound)
+		return 0;
+
+	gpc_remove_ranges(area);
+
+	if (gpc_by_hva(area))
+		gpc_add_range(area, PAGE_ALIGN_DOWN(area->uhva), area->nr_pages, NULL, 0);
+	else
+		ret = gpc_add_memslot_ranges(area);
+
+	area->bound = !ret;
+	return ret;
+}
+
+static bool gpc_may_begin_lookup(struct gpc_area *area)
+{
+	guard(spinlock)(&area->gpc->kvm->gpc_lock);
+
+	return !area->bound || !gpc_is_being_invalidated(area);
+}
+
+/*
+ * From here on, whatever invalidates the area says so by area->stale, as it is in
+ * the tree, and what had begun before is over.
+ */
+static int gpc_begin_lookup(struct gpc_area *area)
+{
+	struct kvm *kvm = area->gpc->kvm;
+	int ret;
+
+	do {
+		scoped_guard(spinlock, &kvm->gpc_lock) {
+			ret = gpc_bind(area);
+			if (ret)
+				return ret;
+
+			if (likely(!gpc_is_being_invalidated(area))) {
+				area->stale = false;
+				return 0;
+			}
+		}
+	} while (!wait_event_killable(kvm->gpc_invalidations.wait, gpc_may_begin_lookup(area)));
+
+	return -EINTR;
+}
+
+static kvm_pfn_t gpc_lookup_page(struct kvm_follow_pfn *kfp)
+{
+	KUNIT_STATIC_STUB_REDIRECT(gpc_lookup_page, kfp);
+
+	return hva_to_pfn(kfp);
+}
+
+/* Those pages, from the first on, that need not be faulted in. */
+static unsigned int gpc_lookup_fast(const struct gpc_range *range, struct page **page)
+{
+	KUNIT_STATIC_STUB_REDIRECT(gpc_lookup_fast, range, page);
+
+	return max(0, get_user_pages_fast_only(range->node.start, range->nr_pages, FOLL_WRITE,
+					       page));
+}
+
+/* The pages at @page are NULL but for those that were looked up. */
+static int gpc_lookup_range(const struct gpc_range *range, kvm_pfn_t *pfn, struct page **page)
+{
+	unsigned int i, nr_fast;
+
+	nr_fast = gpc_lookup_fast(range, page);
+	for (i = 0; i < nr_fast; i++)
+		pfn[i] = page_to_pfn(page[i]);
+
+	for (; i < range->nr_pages; i++) {
+		struct kvm_follow_pfn kfp = {
+			.slot = range->memslot,
+			.gfn = range->gfn + i,
+			.hva = range->node.start + i * PAGE_SIZE,
+			.flags = FOLL_WRITE,
+			.refcounted_page = &page[i],
+		};
+
+		pfn[i] = gpc_lookup_page(&kfp);
+		if (is_error_noslot_pfn(pfn[i]))
+			return gpc_pfn_to_errno(pfn[i]);
+	}
+
+	return 0;
+}
+
+static int gpc_lookup(struct gpc_area *area, kvm_pfn_t *pfn, struct page **page)
+{
+	unsigned int i;
+	int ret;
+
+	for (i = 0; i < area->nr_ranges; i++) {
+		ret = gpc_lookup_range(&area->range[i], pfn, page);
+		if (ret)
+			return ret;
+
+		pfn += area->range[i].nr_pages;
+		page += area->range[i].nr_pages;
+	}
+
+	return 0;
+}
+
+/*
+ * Keep a mapping of the same pages: it is likely that what invalidated the area has
+ * changed no more than how userspace may access it.
+ */
+static int gpc_map_area(struct gpc_area *area, const kvm_pfn_t *pfn)
+{
+	if (gpc_is_map_of(&area->map, pfn, area->nr_pages))
+		return 0;
+
+	gpc_unmap(&area->map);
+	return gpc_map(&area->map, pfn, area->nr_pages);
+}
+
+/* When this returns, nobody uses @area or finds it any more. */
+static void gpc_retire(struct gpc_area *area)
+{
+	struct gfn_to_pfn_cache *list = NULL;
+
+	gpc_invalidate(area, &list);
+	gpc_wait_for_readers(list);
+	gpc_remove_ranges(area);
+}
+
+/*
+ * Let users get at @area, which is mapped, unless it was invalidated since its
+ * pages were looked up.  They do not get at any other area of the cache then.
+ */
+static bool gpc_publish(struct gpc_area *area)
+{
+	struct gfn_to_pfn_cache *gpc = area->gpc;
+
+	guard(spinlock)(&gpc->kvm->gpc_lock);
+
+	if (area->stale)
+		return false;
+
+	if (gpc->area != area) {
+		if (gpc->area)
+			gpc_retire(gpc->area);
+
+		WRITE_ONCE(gpc->area, area);
+		WRITE_ONCE(gpc->gpa, area->gpa);
+		WRITE_ONCE(gpc->uhva, area->uhva);
+		WRITE_ONCE(gpc->len, area->len);
+	}
+
+	smp_store_release(&gpc->khva, area->map.addr + gpc_offset(area));	/* E, matches F */
+	return true;
+}
+
+/* Look the area up, map it and publish it.  Return -EAGAIN if that came too late. */
+static int gpc_try_refresh(struct gpc_area *area)
+{
+	struct page *page[GPC_MAP_MAX] = {};
+	kvm_pfn_t pfn[GPC_MAP_MAX];
+	unsigned int i;
+	int ret;
+
+	ret = gpc_begin_lookup(area);
+	if (ret)
+		return ret;
+
+	ret = gpc_lookup(area, pfn, page);
+	if (!ret)
+		ret = gpc_map_area(area, pfn);
+	if (!ret && !gpc_publish(area))
+		ret = -EAGAIN;
+
+	/*
+	 * Put the references to the pages.  They are now tracked by the cache and
+	 * can be safely migrated, swapped, etc... as the cache will invalidate any
+	 * mappings in response to relevant mmu_notifier events.
+	 *
+	 * KVM writes to the pages through the mapping, i.e. without the MMU
+	 * setting any dirty bit, so mark them dirty now.  They cannot become clean
+	 * while the cache is valid, as cleaning a page write-protects or unmaps it
+	 * first, which invalidates the cache.
+	 */
+	for (i = 0; i < area->nr_pages; i++) {
+		if (ret)
+			kvm_release_page_unused(page[i]);
+		else
+			kvm_release_page_dirty(page[i]);
+	}
+
+	return ret;
+}
+
+static int gpc_refresh_area(struct gpc_area *area)
+{
+	int ret;
+
+	lockdep_assert_held(&area->gpc->refresh_lock);
+
+	/* From when memslots are looked at until the area is mapped. */
+	guard(srcu)(&area->gpc->kvm->srcu);
+
+	/* Pages are faulted in with the address space of the task. */
+	if (WARN_ON_ONCE(current->mm != area->gpc->kvm->mm))
+		return -EIO;
+
+	while ((ret = gpc_try_refresh(area)) == -EAGAIN) {
+		if (fatal_signal_pending(current))
+			return -EINTR;
+
+		cond_resched();
+	}
+
+	return ret;
+}
+
+static int gpc_refresh(struct gfn_to_pfn_cache *gpc)
+{
+	/* Whoever holds the lock may wait for userspace, e.g. for userfaultfd. */
+	ACQUIRE(mutex_kill, lock)(&gpc->refresh_lock);
+	if (ACQUIRE_ERR(mutex_kill, &lock))
+		return -EINTR;
+
+	if (!gpc->area)
+		return -ENXIO;
+
+	/* Somebody else may have done it while the lock was waited for. */
+	if (READ_ONCE(gpc->khva))
+		return 0;
+
+	return gpc_refresh_area(gpc->area);
+}
+
+void *kvm_gpc_lock(struct gfn_to_pfn_cache *gpc)
+{
+	void *khva;
+	int ret;
+
+	might_sleep();
+
+	do {
+		khva = gpc_enter(gpc);
+		if (likely(khva))
+			return khva;
+
+		ret = gpc_refresh(gpc);
+	} while (!ret);
+
+	return ERR_PTR(ret);
+}
+
+void *kvm_gpc_trylock(struct gfn_to_pfn_cache *gpc)
+{
+	void *khva = gpc_enter(gpc);
+
+	if (likely(khva))
+		return khva;
+
+	return ERR_PTR(kvm_gpc_is_active(gpc) ? -EWOULDBLOCK : -ENXIO);
+}
+
+void kvm_gpc_unlock(struct gfn_to_pfn_cache *gpc)
+{
+	gpc_leave(gpc);
+}
+
+static void gpc_mark_dirty(struct kvm *kvm, const struct gpc_area *area)
+{
+	const struct gpc_range *range;
+	unsigned int i, j;
+
+	if (gpc_by_hva(area))
+		return;
+
+	for (i = 0; i < area->nr_ranges; i++) {
+		range = &area->range[i];
+		for (j = 0; j < range->nr_pages; j++)
+			mark_page_dirty_in_slot(kvm, range->memslot, range->gfn + j);
+	}
+}
+
+void kvm_gpc_unlock_dirty(struct gfn_to_pfn_cache *gpc)
+{
+	lockdep_assert(lock_is_held(&gpc_lockdep_map));
+
+	gpc_mark_dirty(gpc->kvm, gpc->area);
+	gpc_leave(gpc);
+}
+
+void kvm_gpc_init(struct gfn_to_pfn_cache *gpc, struct kvm *kvm)
+{
+	mutex_init(&gpc->refresh_lock);
+
+	gpc->kvm = kvm;
+	gpc->gpa = INVALID_GPA;
+}
+
+static struct gpc_area *gpc_alloc_area(struct gfn_to_pfn_cache *gpc, gpa_t gpa,
+				       unsigned long uhva, unsigned long len)
+{
+	unsigned long offset = offset_in_page(kvm_is_error_gpa(gpa) ? uhva : gpa);
+	unsigned int nr_pages = PAGE_ALIGN(offset + len) >> PAGE_SHIFT;
+	struct gpc_area *area;
+
+	area = kmalloc_flex(*area, range, nr_pages, GFP_KERNEL_ACCOUNT);
+	if (!area)
+		return NULL;
+
+	area->gpc = gpc;
+	area->gpa = gpa;
+	area->uhva = uhva;
+	area->len = len;
+	area->nr_pages = nr_pages;
+	area->nr_ranges = 0;
+	area->bound = false;
+	area->stale = false;
+	area->map.addr = NULL;
+	return area;
+}
+
+static void gpc_free_area(struct gpc_area *area)
+{
+	gpc_unmap(&area->map);
+	kfree(area);
+}
+
+static int gpc_activate(struct gfn_to_pfn_cache *gpc, gpa_t gpa, unsigned long uhva,
+			unsigned long len)
+{
+	struct gpc_area *area, *old;
+	int ret;
+
+	if (!len || len > KVM_GPC_MAX_LEN)
+		return -EINVAL;
+
+	ACQUIRE(mutex_kill, lock)(&gpc->refresh_lock);
+	if (ACQUIRE_ERR(mutex_kill, &lock))
+		return -EINTR;
+
+	area = gpc_alloc_area(gpc, gpa, uhva, len);
+	if (!area)
+		return -ENOMEM;
+
+	old = gpc->area;
+	ret = gpc_refresh_area(area);
+	if (ret) {
+		scoped_guard(spinlock, &gpc->kvm->gpc_lock)
+			gpc_retire(area);
+		old = area;
+	}
+
+	if (old)
+		gpc_free_area(old);
+
+	return ret;
+}
+
+int kvm_gpc_activate(struct gfn_to_pfn_cache *gpc, gpa_t gpa, unsigned long len)
+{
+	/*
+	 * Explicitly disallow INVALID_GPA so that the magic value can be used
+	 * by KVM to differentiate between GPA-based and HVA-based caches.
+	 */
+	if (WARN_ON_ONCE(kvm_is_error_gpa(gpa)))
+		return -EINVAL;
+
+	return gpc_activate(gpc, gpa, 0, len);
+}
+
+int kvm_gpc_activate_hva(struct gfn_to_pfn_cache *gpc, unsigned long uhva, unsigned long len)
+{
+	unsigned long untagged = untagged_addr(uhva);
+
+	/*
+	 * MMU notifiers know of untagged addresses only, so a cache with a tagged
+	 * one would never be invalidated.  The same goes for memslots.
+	 */
+	if (uhva != untagged || !access_ok((void __user *)uhva, len))
+		return -EINVAL;
+
+	return gpc_activate(gpc, INVALID_GPA, uhva, len);
+}
+
+void kvm_gpc_deactivate(struct gfn_to_pfn_cache *gpc)
+{
+	struct gpc_area *area;
+
+	guard(mutex)(&gpc->refresh_lock);
+
+	area = gpc->area;
+	if (!area)
+		return;
+
+	spin_lock(&gpc->kvm->gpc_lock);
+	gpc_retire(area);
+	WRITE_ONCE(gpc->area, NULL);
+	WRITE_ONCE(gpc->gpa, INVALID_GPA);
+	WRITE_ONCE(gpc->uhva, 0);
+	WRITE_ONCE(gpc->len, 0);
+	spin_unlock(&gpc->kvm->gpc_lock);
+
+	gpc_free_area(area);
+}
+
+#ifdef CONFIG_KVM_GPC_KUNIT_TEST
+#include "pfncache_kunit.c"
+#endif

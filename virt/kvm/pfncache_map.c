@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * From page frames to one kernel address, and back.
+ *
+ * This file knows nothing of caches, VMs or locks: the caller owns its struct
+ * gpc_map, sees to it that the frames are what it wants to map, and that nobody
+ * uses the address any more when it is unmapped.  No reference to a page is taken
+ * or kept.  Both functions may sleep.
+ *
+ * How frames are mapped depends on what they are:
+ *
+ *  - frames with a struct page that follow one another are in the direct map
+ *    already, which costs nothing;
+ *  - others with a struct page are mapped by vmap();
+ *  - frames without a struct page, e.g. a device's memory or memory that the
+ *    kernel was told to leave alone, are mapped by memremap() if they follow one
+ *    another.
+ */
+
+#include <kunit/static_stub.h>
+#include <linux/errno.h>
+#include <linux/highmem.h>
+#include <linux/io.h>
+#include <linux/kvm_host.h>
+#include <linux/mm.h>
+#include <linux/vmalloc.h>
+
+#include "pfncache_map.h"
+
+struct gpc_frames {
+	bool contiguous;
+	bool direct;
+	unsigned int nr_pages;
+};
+
+static struct gpc_frames gpc_look_at_frames(const kvm_pfn_t *pfn, unsigned int nr)
+{
+	struct gpc_frames f = { .contiguous = true, .direct = true };
+	unsigned int i;
+
+	for (i = 0; i < nr; i++) {
+		if (i && pfn[i] != pfn[i - 1] + 1)
+			f.contiguous = false;
+
+		if (!pfn_valid(pfn[i]))
+			continue;
+
+		f.nr_pages++;
+		if (PageHighMem(pfn_to_page(pfn[i])))
+			f.direct = false;
+	}
+
+	return f;
+}
+
+static void *gpc_vmap(const kvm_pfn_t *pfn, unsigned int nr)
+{
+	struct page *pages[GPC_MAP_MAX];
+	unsigned int i;
+
+	for (i = 0; i < nr; i++)
+		pages[i] = pfn_to_page(pfn[i]);
+
+	return vmap(pages, nr, VM_MAP, PAGE_KERNEL);
+}
+
+static void *gpc_memremap(kvm_pfn_t pfn, unsigned int nr)
+{
+#ifdef CONFIG_HAS_IOMEM
+	return memremap(pfn_to_hpa(pfn), nr * PAGE_SIZE, MEMREMAP_WB);
+#else
+	return NULL;
+#endif
+}
+
+/**
+ * gpc_map() - map page frames
+ * @map: where to put what gpc_unmap() needs; nothing may be mapped by it
+ * @pfn: the frames, of the memory that userspace has mapped
+ * @nr: their number, from 1 to GPC_MAP_MAX
+ *
+ * Return: 0 and @map->addr, or else
+ *	   -ENOMEM: the frames cannot be mapped,
+ *	   -EOPNOTSUPP: there is no way to map such frames together.
+ */
+int gpc_map(struct gpc_map *map, const kvm_pfn_t *pfn, unsigned int nr)
+{
+	struct gpc_frames f;
+	unsigned int i;
+
+	KUNIT_STATIC_STUB_REDIRECT(gpc_map, map, pfn, nr);
+
+	might_sleep();
+
+	if (WARN_ON_ONCE(map->addr || !nr || nr > GPC_MAP_MAX))
+		return -EINVAL;
+
+	f = gpc_look_at_frames(pfn, nr);
+
+	if (f.nr_pages == nr && f.contiguous && f.direct) {
+		map->kind = GPC_MAP_DIRECT;
+		map->addr = page_address(pfn_to_page(pfn[0]));
+	} else if (f.nr_pages == nr) {
+		map->kind = GPC_MAP_VMAP;
+		map->addr = gpc_vmap(pfn, nr);
+	} else if (!f.nr_pages && f.contiguous) {
+		map->kind = GPC_MAP_MEMREMAP;
+		map->addr = gpc_memremap(pfn[0], nr);
+	} else {
+		return -EOPNOTSUPP;
+	}
+
+	if (!map->addr)
+		return -ENOMEM;
+
+	map->nr = nr;
+	for (i = 0; i < nr; i++)
+		map->pfn[i] = pfn[i];
+
+	return 0;
+}
+
+/**
+ * gpc_unmap() - undo gpc_map()
+ * @map: what gpc_map() wrote, or all zeroes
+ */
+void gpc_unmap(struct gpc_map *map)
+{
+	if (!map->addr)
+		return;
+
+	might_sleep();
+
+	switch (map->kind) {
+	case GPC_MAP_VMAP:
+		vunmap(map->addr);
+		break;
+#ifdef CONFIG_HAS_IOMEM
+	case GPC_MAP_MEMREMAP:
+		memunmap(map->addr);
+		break;
+#endif
+	default:
+		break;
+	}
+
+	map->addr = NULL;
+}
