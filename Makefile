@@ -12,7 +12,7 @@ LONG  := amd:default:slow amd:rt:xen amd:rt:core-amd amd:kcsan:core-amd
 PLANS ?= $(CHECK)
 RUNFLAGS = $(if $(FILTER),--filter '$(FILTER)') $(if $(V),-v) $(if $(JUNIT),--junit '$(JUNIT)')
 
-.PHONY: help run check check-long test list lint selftest tree export kernel base-test \
+.PHONY: help run check check-long test list lint selftest tree export kernel base-test bench litmus \
 	each static deps clean distclean
 
 help: ## this list
@@ -69,6 +69,11 @@ each: ## every patch builds on its own: gcc and clang, =y and =m, KVM_XEN on and
 
 static: ## sparse, W=1 and kernel-doc: nothing new against the base
 	@$(H)/deps all; $(H)/tree; $(H)/tree base; $(H)/static
+
+bench: ## base and series side by side: instructions, and time on two CPUs
+	@set -e; $(H)/deps all; $(H)/tree; $(H)/tree base; \
+	for t in series base; do $(H)/kernel $$t default; $(H)/image $$t default; done; \
+	$(H)/bench.py
 
 litmus: ## the litmus tests, by herd7, and that each barrier of theirs is needed
 	@$(H)/deps; $(H)/tree; $(H)/litmus

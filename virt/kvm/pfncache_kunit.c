@@ -50,6 +50,9 @@ struct gpc_test {
 	void *irq_khva2;
 	struct work_struct invalidate;
 	int invalidations;
+	unsigned long reads;
+	bool gone;
+	unsigned long reads_of_gone;
 };
 
 /* Stubs of functions that fail. */
@@ -784,6 +787,110 @@ static void gpc_test_several_pages_invalidated(struct kunit *test)
 	gpc_test_expect_bytes(test, gpa, PAGE_SIZE + 2);
 }
 
+/* A thread on another CPU, if there is one. */
+static struct task_struct *gpc_test_run_elsewhere(struct kunit *test, int (*fn)(void *),
+						  const char *name)
+{
+	struct task_struct *thread = kthread_create(fn, test->priv, "%s", name);
+	unsigned int cpu = cpumask_any_but(cpu_online_mask, raw_smp_processor_id());
+
+	KUNIT_ASSERT_FALSE(test, IS_ERR(thread));
+	if (cpu < nr_cpu_ids)
+		kthread_bind(thread, cpu);
+	wake_up_process(thread);
+	return thread;
+}
+
+/* A mapping goes away only when nobody uses it: the reader would oops. */
+static int gpc_test_reader(void *data)
+{
+	struct gpc_test *t = data;
+	int i;
+
+	while (!kthread_should_stop()) {
+		u8 *p = kvm_gpc_trylock(&t->gpc);
+
+		if (!IS_ERR(p)) {
+			for (i = 0; i < GPC_LEN; i++)
+				WRITE_ONCE(p[i], i);
+			kvm_gpc_unlock(&t->gpc);
+			t->reads++;
+		}
+		cond_resched();
+	}
+
+	return 0;
+}
+
+static void gpc_test_unmap_under_reader(struct kunit *test)
+{
+	struct gpc_test *t = test->priv;
+	struct task_struct *reader;
+	int i, activate_error = 0;
+
+	gpc_test_activate(test);
+	reader = gpc_test_run_elsewhere(test, gpc_test_reader, "gpc_test_reader");
+
+	for (i = 0; i < 2000 && !activate_error; i++) {
+		activate_error = kvm_gpc_activate(&t->gpc, GPC_GPA2 - 10, GPC_LEN);
+		if (!activate_error)
+			activate_error = kvm_gpc_activate(&t->gpc, GPC_GPA, GPC_LEN);
+		if (i % 2)
+			gpc_test_invalidate(t);
+		cond_resched();
+	}
+	kthread_stop(reader);
+	KUNIT_EXPECT_EQ(test, activate_error, 0);
+	KUNIT_EXPECT_GT(test, t->reads, 0);
+}
+
+/* A page is gone when its invalidation has begun, until it is over: no reader is in. */
+static int gpc_test_watcher(void *data)
+{
+	struct gpc_test *t = data;
+	int i;
+
+	while (!kthread_should_stop()) {
+		if (!IS_ERR(kvm_gpc_trylock(&t->gpc))) {
+			for (i = 0; i < 50; i++)
+				t->reads_of_gone += READ_ONCE(t->gone);
+			kvm_gpc_unlock(&t->gpc);
+			t->reads++;
+		}
+		cond_resched();
+	}
+
+	return 0;
+}
+
+static void gpc_test_no_reader_of_gone(struct kunit *test)
+{
+	struct gpc_test *t = test->priv;
+	struct task_struct *watcher;
+	int i, j, lock_error = 0;
+
+	gpc_test_activate(test);
+	gpc_test_expect_area(test, &t->gpc, GPC_GPA);
+	watcher = gpc_test_run_elsewhere(test, gpc_test_watcher, "gpc_test_watcher");
+
+	for (i = 0; i < 20000 && !lock_error; i++) {
+		gpc_test_invalidate_start(t, 0);
+		WRITE_ONCE(t->gone, true);
+		for (j = 0; j < 50; j++)
+			cpu_relax();
+		WRITE_ONCE(t->gone, false);
+		gpc_test_invalidate_end(t, 0);
+		lock_error = gpc_test_lock_error(&t->gpc);
+		if (i % 64 == 0)
+			cond_resched();
+	}
+	kthread_stop(watcher);
+	kunit_info(test, "%lu reads while %d invalidations\n", t->reads, i);
+	KUNIT_EXPECT_EQ(test, lock_error, 0);
+	KUNIT_EXPECT_EQ(test, t->reads_of_gone, 0);
+	KUNIT_EXPECT_GT(test, t->reads, 0);
+}
+
 /* A reader of two caches, interrupted by another of the same ones. */
 static void gpc_test_nested_irq(struct irq_work *work)
 {
@@ -945,6 +1052,8 @@ static struct kunit_case gpc_test_cases[] = {
 	KUNIT_CASE(gpc_test_all_or_nothing),
 	KUNIT_CASE(gpc_test_several_pages),
 	KUNIT_CASE(gpc_test_several_pages_invalidated),
+	KUNIT_CASE(gpc_test_unmap_under_reader),
+	KUNIT_CASE(gpc_test_no_reader_of_gone),
 	KUNIT_CASE(gpc_test_nested),
 	KUNIT_CASE(gpc_test_invalidation_waits),
 	KUNIT_CASE(gpc_test_dirty),

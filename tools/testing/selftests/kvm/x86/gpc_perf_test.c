@@ -28,6 +28,8 @@
  *  vcpu_attr_ioctl	KVM_XEN_VCPU_SET_ATTR of a type that does not exist
  *  runstate_current*	... of RUNSTATE_CURRENT, with the area in 1 page or across 2
  *  runstate_addr	... of RUNSTATE_ADDR, to another page each time
+ *  runstate_move_*	the same in a huge page, to an area in 1 page or across 2, which
+ *			follow one another in memory then
  *  vcpu_run		KVM_RUN to the guest and back
  *  clock_ctrl		KVM_KVMCLOCK_CTRL, which asks for an update of all clocks:
  *			floor of the next one
@@ -40,7 +42,11 @@
  *  senders_2		... by two threads on two CPUs, each to a vCPU of its own: the time
  *			until both are done, per event of one thread.  It means something
  *			only on CPUs that run at the same time, so not with thread=single.
+ *  refresh_*		RUNSTATE_CURRENT after the area's page was dropped, i.e. with a
+ *			refresh: median, 99th percentile, and CPU time of the thread
+ *  storm_*		... while a thread on another CPU drops other memory all the time
  */
+#include <linux/sizes.h>
 #include <pthread.h>
 #include <sched.h>
 #include <sys/eventfd.h>
@@ -53,6 +59,9 @@
 
 #define REGION_GPA		0xc0000000ULL
 #define REGION_SLOT		10
+#define HUGE_GPA		0xd0000000ULL
+#define HUGE_SLOT		11
+#define HUGE_SIZE		SZ_2M
 
 /* shared_info, two spare pages, the areas of the vCPUs. */
 #define SHINFO_GPA		REGION_GPA
@@ -75,9 +84,13 @@
 /* Threads do not start at the same moment: give them more to do. */
 #define SENDER_ITERATIONS	(20 * nr_iterations)
 
+/* Of the storm. */
+#define STORM_SIZE		SZ_16M
+#define NR_REFRESHES		(10 * nr_iterations)
+
 #define DEFAULT_ITERATIONS	100
 #define DEFAULT_ROUNDS		20
-#define DEFAULT_VCPUS		"1,8,64"
+#define DEFAULT_VCPUS		"1,8,64,1000"
 
 static u32 nr_iterations = DEFAULT_ITERATIONS;
 static u32 nr_rounds = DEFAULT_ROUNDS;
@@ -293,12 +306,39 @@ static void measure_runstate_at(const char *name, u64 gpa)
 	measure(name, set_runstate, nothing);
 }
 
+static void move_runstate_1page(u32 i)
+{
+	xen_set_vcpu_area(vcpus[0], KVM_XEN_VCPU_ATTR_TYPE_RUNSTATE_ADDR,
+			  HUGE_GPA + (1 + i % 2 * 4) * PAGE_SIZE);
+}
+
+static void move_runstate_2pages(u32 i)
+{
+	xen_set_vcpu_area(vcpus[0], KVM_XEN_VCPU_ATTR_TYPE_RUNSTATE_ADDR,
+			  HUGE_GPA + (1 + i % 2 * 4) * PAGE_SIZE - sizeof(struct xen_runstate) / 2);
+}
+
+static void measure_moves_in_huge_page(void)
+{
+	if (!thp_configured()) {
+		printf("runstate_move: skipped, there are no huge pages\n");
+		return;
+	}
+
+	vm_userspace_mem_region_add(vm, VM_MEM_SRC_ANONYMOUS_THP, HUGE_GPA, HUGE_SLOT,
+				    HUGE_SIZE / PAGE_SIZE, 0);
+	memset(gpa2hva(HUGE_GPA), 0, HUGE_SIZE);
+	measure("runstate_move_1page", move_runstate_1page, nothing);
+	measure("runstate_move_2pages", move_runstate_2pages, nothing);
+}
+
 static void measure_runstate(void)
 {
 	measure("vcpu_attr_ioctl", set_bad_attr, nothing);
 	measure_runstate_at("runstate_current_1page", RUNSTATE_GPA(0));
 	measure_runstate_at("runstate_current_2pages", RUNSTATE_2PAGES_GPA);
 	measure("runstate_addr", move_runstate, nothing);
+	measure_moves_in_huge_page();
 }
 
 /* Clocks */
@@ -447,6 +487,95 @@ static void measure_senders(void)
 	print_figure("senders_2", two, 0, SENDER_ITERATIONS);
 }
 
+/* A refresh while other memory is unmapped */
+
+static bool storm_is_over;
+
+static void *storm_thread(void *cpu)
+{
+	char *mem = kvm_mmap(STORM_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+	size_t i;
+
+	pin_self_to_cpu((long)cpu);
+	madvise(mem, STORM_SIZE, MADV_NOHUGEPAGE);
+	while (!READ_ONCE(storm_is_over)) {
+		for (i = 0; i < STORM_SIZE; i += PAGE_SIZE)
+			WRITE_ONCE(mem[i], 1);
+		kvm_madvise(mem, STORM_SIZE, MADV_DONTNEED);
+	}
+	kvm_munmap(mem, STORM_SIZE);
+	return NULL;
+}
+
+static u64 cpu_time_ns(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+	return now.tv_sec * NSEC_PER_SEC + now.tv_nsec;
+}
+
+static int compare_u64(const void *a, const void *b)
+{
+	u64 l = *(const u64 *)a, r = *(const u64 *)b;
+
+	return l < r ? -1 : l > r;
+}
+
+static void print_refreshes(const char *name)
+{
+	u64 *times = calloc(NR_REFRESHES, sizeof(*times));
+	void *page = gpa2hva(SPARE_GPA);
+	u64 cpu_time = 0;
+	s64 start;
+	u32 i;
+
+	TEST_ASSERT(times, "Failed to allocate %u times", NR_REFRESHES);
+	xen_set_vcpu_area(vcpus[0], KVM_XEN_VCPU_ATTR_TYPE_RUNSTATE_ADDR, SPARE_GPA);
+	for (i = 0; i < NR_REFRESHES; i++) {
+		kvm_madvise(page, PAGE_SIZE, MADV_DONTNEED);
+		cpu_time -= cpu_time_ns();
+		start = now_ns();
+		set_runstate(i);
+		times[i] = now_ns() - start;
+		cpu_time += cpu_time_ns();
+	}
+	qsort(times, NR_REFRESHES, sizeof(*times), compare_u64);
+	printf("%s_p50: %lu ns (of %u)\n", name, times[NR_REFRESHES / 2], NR_REFRESHES);
+	printf("%s_p99: %lu ns (of %u)\n", name, times[NR_REFRESHES * 99 / 100], NR_REFRESHES);
+	printf("%s_max: %lu ns (of %u)\n", name, times[NR_REFRESHES - 1], NR_REFRESHES);
+	printf("%s_cpu: %lu ns (of %u)\n", name, cpu_time / NR_REFRESHES, NR_REFRESHES);
+	free(times);
+}
+
+static void measure_refreshes(void)
+{
+	cpu_set_t possible, first;
+	pthread_t thread;
+	long cpu;
+
+	TEST_ASSERT_EQ(sched_getaffinity(0, sizeof(possible), &possible), 0);
+	if (CPU_COUNT(&possible) < 2) {
+		printf("refresh, storm: skipped, there is only one CPU\n");
+		return;
+	}
+
+	for (cpu = 0; !CPU_ISSET(cpu, &possible); cpu++)
+		;
+	CPU_ZERO(&first);
+	CPU_SET(cpu, &first);
+	TEST_ASSERT_EQ(sched_setaffinity(0, sizeof(first), &first), 0);
+	for (cpu++; !CPU_ISSET(cpu, &possible); cpu++)
+		;
+
+	print_refreshes("refresh");
+	TEST_ASSERT_EQ(pthread_create(&thread, NULL, storm_thread, (void *)cpu), 0);
+	print_refreshes("storm");
+	WRITE_ONCE(storm_is_over, true);
+	pthread_join(thread, NULL);
+	TEST_ASSERT_EQ(sched_setaffinity(0, sizeof(possible), &possible), 0);
+}
+
 static void help(const char *name)
 {
 	printf("usage: %s [-h] [-n iterations] [-r rounds] [-v vcpus]\n", name);
@@ -496,6 +625,7 @@ int main(int argc, char *argv[])
 	measure_events();
 	measure_runstate();
 	measure_senders();
+	measure_refreshes();
 	free_vm();
 
 	for (nr = strtok(list, ","); nr; nr = strtok(NULL, ","))

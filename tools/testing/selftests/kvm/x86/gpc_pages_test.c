@@ -1,0 +1,452 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Areas of KVM's that are in several pages: wherever the pages are, each byte of the
+ * area is where the guest has it, no other byte changes, and what fails on the way
+ * to a new area leaves the old one alone.
+ */
+#include <fcntl.h>
+#include <linux/sizes.h>
+#include <sys/mman.h>
+
+#include "test_util.h"
+#include "kvm_test_harness.h"
+#include "xen.h"
+
+/* Two memslots that follow one another for the guest, but not for the VMM. */
+#define GPA		0xc0000000ULL
+#define SLOT		10
+#define NR_PAGES	16
+#define GPA2		(GPA + NR_PAGES * PAGE_SIZE)
+#define SLOT2		11
+#define END_GPA		(GPA2 + NR_PAGES * PAGE_SIZE)
+
+#define LEN_32		44
+#define LEN_64		48
+/* What is looked at before and after an area. */
+#define MARGIN		16
+#define UNTOUCHED	0xaa
+
+#define PM_PRESENT	BIT_ULL(63)
+#define PM_PFN		GENMASK_ULL(54, 0)
+
+static const struct kvm_xen_vcpu_attr runstate_data = {
+	.type = KVM_XEN_VCPU_ATTR_TYPE_RUNSTATE_DATA,
+	.u.runstate = {
+		.state = RUNSTATE_blocked,
+		.state_entry_time = 0x11 + 0x2200 + 0x3300 + 0x4400,
+		.time_running = 0x11,
+		.time_runnable = 0x2200,
+		.time_blocked = 0x3300,
+		.time_offline = 0x4400,
+	},
+};
+
+FIXTURE(gpc_pages) {
+	struct kvm_vcpu *vcpu;
+	struct kvm_vm *vm;
+};
+
+/* Every other page first, so that neighbours are not neighbours in memory. */
+static void touch_scattered(char *mem)
+{
+	int i;
+
+	TEST_ASSERT_EQ(madvise(mem, NR_PAGES * PAGE_SIZE, MADV_NOHUGEPAGE), 0);
+	TEST_ASSERT_EQ(madvise(mem, NR_PAGES * PAGE_SIZE, MADV_DONTNEED), 0);
+	for (i = 0; i < NR_PAGES; i += 2)
+		WRITE_ONCE(mem[i * PAGE_SIZE], 0);
+	for (i = 1; i < NR_PAGES; i += 2)
+		WRITE_ONCE(mem[i * PAGE_SIZE], 0);
+}
+
+FIXTURE_SETUP(gpc_pages)
+{
+	self->vm = vm_create_with_one_vcpu(&self->vcpu, xen_guest_idle);
+	xen_enable(self->vm);
+	vm_userspace_mem_region_add(self->vm, VM_MEM_SRC_ANONYMOUS, GPA, SLOT, NR_PAGES, 0);
+	vm_userspace_mem_region_add(self->vm, VM_MEM_SRC_ANONYMOUS, GPA2, SLOT2, NR_PAGES, 0);
+	touch_scattered(addr_gpa2hva(self->vm, GPA));
+	touch_scattered(addr_gpa2hva(self->vm, GPA2));
+	vcpu_ioctl(self->vcpu, KVM_XEN_VCPU_SET_ATTR, &runstate_data);
+}
+
+FIXTURE_TEARDOWN(gpc_pages)
+{
+	kvm_vm_free(self->vm);
+}
+
+static u64 pfn_of(void *addr)
+{
+	u64 entry;
+	int fd;
+
+	fd = open("/proc/self/pagemap", O_RDONLY);
+	TEST_ASSERT(fd >= 0, "open(/proc/self/pagemap): errno %d", errno);
+	TEST_ASSERT_EQ(pread(fd, &entry, sizeof(entry),
+			     (unsigned long)addr / PAGE_SIZE * sizeof(entry)), sizeof(entry));
+	close(fd);
+	TEST_ASSERT(entry & PM_PRESENT, "The page is not there");
+	return entry & PM_PFN;
+}
+
+/* The second page of an area that crosses GPA does not follow the first one. */
+static bool is_scattered(struct kvm_vm *vm, u64 gpa)
+{
+	return pfn_of(addr_gpa2hva(vm, gpa - 1)) + 1 != pfn_of(addr_gpa2hva(vm, gpa));
+}
+
+static u8 *byte_at(struct kvm_vm *vm, u64 gpa)
+{
+	return gpa < END_GPA ? addr_gpa2hva(vm, gpa) : NULL;
+}
+
+static void fill(struct kvm_vm *vm, u64 gpa, int len)
+{
+	u8 *byte;
+	int i;
+
+	for (i = -MARGIN; i < len + MARGIN; i++) {
+		byte = byte_at(vm, gpa + i);
+		if (byte)
+			WRITE_ONCE(*byte, UNTOUCHED);
+	}
+}
+
+static void put_le(u8 *where, u64 val, int size)
+{
+	while (size--) {
+		*where++ = val;
+		val >>= 8;
+	}
+}
+
+/* The guest's ABI, in bytes. */
+static void model_runstate(u8 *model, bool long_mode)
+{
+	const struct kvm_xen_vcpu_attr *d = &runstate_data;
+	u8 *times = model + (long_mode ? 8 : 4);
+
+	put_le(model, d->u.runstate.state, 4);
+	put_le(times, d->u.runstate.state_entry_time, 8);
+	put_le(times + 8, d->u.runstate.time_running, 8);
+	put_le(times + 16, d->u.runstate.time_runnable, 8);
+	put_le(times + 24, d->u.runstate.time_blocked, 8);
+	put_le(times + 32, d->u.runstate.time_offline, 8);
+}
+
+static bool is_padding(int i, bool long_mode)
+{
+	return long_mode && i >= 4 && i < 8;
+}
+
+/* Bytes of the area at GPA, or around it, that are not what they should be. */
+static int bad_bytes(struct kvm_vm *vm, u64 gpa, int len, const u8 *model, bool long_mode)
+{
+	int i, bad = 0;
+	u8 *byte;
+
+	for (i = -MARGIN; i < len + MARGIN; i++) {
+		bool inside = i >= 0 && i < len;
+
+		byte = byte_at(vm, gpa + i);
+		if (!byte || (inside && is_padding(i, long_mode)))
+			continue;
+		if (READ_ONCE(*byte) != (inside ? model[i] : UNTOUCHED))
+			bad++;
+	}
+
+	return bad;
+}
+
+static int set_runstate_addr(struct kvm_vcpu *vcpu, u64 gpa)
+{
+	struct kvm_xen_vcpu_attr attr = {
+		.type = KVM_XEN_VCPU_ATTR_TYPE_RUNSTATE_ADDR,
+		.u.gpa = gpa,
+	};
+
+	return __vcpu_ioctl(vcpu, KVM_XEN_VCPU_SET_ATTR, &attr) ? -errno : 0;
+}
+
+/* The area at each offset before and after a boundary that it can cross, and beyond. */
+static int try_runstate_across(struct kvm_vm *vm, struct kvm_vcpu *vcpu, u64 boundary,
+			       bool long_mode)
+{
+	int len = long_mode ? LEN_64 : LEN_32;
+	u8 model[LEN_64] = {};
+	int before, bad = 0;
+
+	xen_set_long_mode(vm, long_mode);
+	model_runstate(model, long_mode);
+
+	for (before = 0; before <= len + 1; before++) {
+		u64 gpa = boundary - before;
+
+		fill(vm, gpa, len);
+		TEST_ASSERT_EQ(set_runstate_addr(vcpu, gpa), 0);
+		bad += bad_bytes(vm, gpa, len, model, long_mode);
+	}
+
+	return bad;
+}
+
+TEST_F(gpc_pages, runstate_across_pages)
+{
+	int i, nr_scattered = 0;
+
+	for (i = 1; i < NR_PAGES; i++) {
+		u64 gpa = GPA + i * PAGE_SIZE;
+
+		nr_scattered += is_scattered(self->vm, gpa);
+		EXPECT_EQ(try_runstate_across(self->vm, self->vcpu, gpa, true), 0);
+		EXPECT_EQ(try_runstate_across(self->vm, self->vcpu, gpa, false), 0);
+	}
+	EXPECT_LT(0, nr_scattered);
+	TH_LOG("%d of %d areas were scattered", nr_scattered, NR_PAGES - 1);
+}
+
+TEST_F(gpc_pages, runstate_across_memslots)
+{
+	EXPECT_EQ(try_runstate_across(self->vm, self->vcpu, GPA2, true), 0);
+	EXPECT_EQ(try_runstate_across(self->vm, self->vcpu, GPA2, false), 0);
+}
+
+/* Pages that follow one another in memory. */
+TEST_F(gpc_pages, runstate_in_huge_page)
+{
+	u64 gpa = align_up(END_GPA, SZ_2M), size = SZ_2M;
+
+	if (!thp_configured())
+		SKIP(return, "There are no huge pages");
+
+	vm_userspace_mem_region_add(self->vm, VM_MEM_SRC_ANONYMOUS_THP, gpa, SLOT2 + 1,
+				    size / PAGE_SIZE, 0);
+	memset(addr_gpa2hva(self->vm, gpa), 0, size);
+	TH_LOG("The pages are %s", is_scattered(self->vm, gpa + PAGE_SIZE) ? "scattered" :
+									     "contiguous");
+	TEST_ASSERT_EQ(set_runstate_addr(self->vcpu, gpa + PAGE_SIZE - 7), 0);
+	EXPECT_EQ(READ_ONCE(*(u8 *)addr_gpa2hva(self->vm, gpa + PAGE_SIZE - 7)), RUNSTATE_blocked);
+}
+
+static void set_current(struct kvm_vcpu *vcpu, u64 state)
+{
+	struct kvm_xen_vcpu_attr attr = {
+		.type = KVM_XEN_VCPU_ATTR_TYPE_RUNSTATE_CURRENT,
+		.u.runstate.state = state,
+	};
+
+	vcpu_ioctl(vcpu, KVM_XEN_VCPU_SET_ATTR, &attr);
+}
+
+static u32 state_at(struct kvm_vm *vm, u64 gpa)
+{
+	u32 state = 0;
+	int i;
+
+	for (i = 0; i < 4; i++)
+		state |= READ_ONCE(*byte_at(vm, gpa + i)) << (8 * i);
+	return state;
+}
+
+/* Where the area of a 32-bit guest fits, but that of a 64-bit one does not. */
+TEST_F(gpc_pages, runstate_at_end_of_memslot)
+{
+	u64 gpa = END_GPA - LEN_32;
+	u8 model[LEN_64] = {};
+
+	EXPECT_EQ(set_runstate_addr(self->vcpu, gpa), -EFAULT);
+	EXPECT_EQ(set_runstate_addr(self->vcpu, END_GPA - LEN_64), 0);
+
+	xen_set_long_mode(self->vm, false);
+	fill(self->vm, gpa, LEN_32);
+	ASSERT_EQ(set_runstate_addr(self->vcpu, gpa), 0);
+	model_runstate(model, false);
+	EXPECT_EQ(bad_bytes(self->vm, gpa, LEN_32, model, false), 0);
+
+	/* Out of reach in 64-bit mode, nothing is written, and back again. */
+	xen_set_long_mode(self->vm, true);
+	set_current(self->vcpu, RUNSTATE_running);
+	EXPECT_EQ(state_at(self->vm, gpa), RUNSTATE_blocked);
+	xen_set_long_mode(self->vm, false);
+	set_current(self->vcpu, RUNSTATE_blocked);
+	set_current(self->vcpu, RUNSTATE_running);
+	EXPECT_EQ(state_at(self->vm, gpa), RUNSTATE_running);
+}
+
+/* The guest changes to 64-bit mode, and only then does the area cross a boundary. */
+TEST_F(gpc_pages, runstate_grows)
+{
+	u64 gpa = GPA2 - LEN_32;
+
+	xen_set_long_mode(self->vm, false);
+	ASSERT_EQ(set_runstate_addr(self->vcpu, gpa), 0);
+	xen_set_long_mode(self->vm, true);
+	fill(self->vm, gpa, LEN_64);
+	set_current(self->vcpu, RUNSTATE_running);
+	EXPECT_EQ(state_at(self->vm, gpa), RUNSTATE_running);
+	/* The last byte of the times, which no vCPU spends that long in. */
+	EXPECT_EQ(READ_ONCE(*byte_at(self->vm, gpa + LEN_64 - 1)), 0);
+	EXPECT_EQ(READ_ONCE(*byte_at(self->vm, gpa + LEN_64)), UNTOUCHED);
+}
+
+/* Either page of an area takes it away, and either one can be faulted in again. */
+TEST_F(gpc_pages, pages_dropped)
+{
+	u64 gpa = GPA2 - 10;
+	u32 state = RUNSTATE_running;
+	int i;
+
+	ASSERT_EQ(set_runstate_addr(self->vcpu, gpa), 0);
+	for (i = 0; i < 4; i++) {
+		u8 *page = byte_at(self->vm, i % 2 ? GPA2 : GPA2 - PAGE_SIZE);
+
+		ASSERT_EQ(madvise(page, PAGE_SIZE, MADV_DONTNEED), 0);
+		state = state == RUNSTATE_running ? RUNSTATE_blocked : RUNSTATE_running;
+		set_current(self->vcpu, state);
+		EXPECT_EQ(state_at(self->vm, gpa), state);
+	}
+}
+
+TEST_F(gpc_pages, dirty_log)
+{
+	u64 gpa = GPA2 - 10;
+	u64 bitmap[2];
+
+	ASSERT_EQ(set_runstate_addr(self->vcpu, gpa), 0);
+	vm_mem_region_set_flags(self->vm, SLOT, KVM_MEM_LOG_DIRTY_PAGES);
+	vm_mem_region_set_flags(self->vm, SLOT2, KVM_MEM_LOG_DIRTY_PAGES);
+	set_current(self->vcpu, RUNSTATE_running);
+	kvm_vm_get_dirty_log(self->vm, SLOT, &bitmap[0]);
+	kvm_vm_get_dirty_log(self->vm, SLOT2, &bitmap[1]);
+	EXPECT_EQ(bitmap[0], BIT_ULL(NR_PAGES - 1));
+	EXPECT_EQ(bitmap[1], BIT_ULL(0));
+}
+
+TEST_F(gpc_pages, time_info_across_pages)
+{
+	struct pvclock_vcpu_time_info time;
+	u8 *bytes = (u8 *)&time;
+	int before, i;
+
+	for (before = 0; before <= (int)sizeof(time); before++) {
+		u64 gpa = GPA2 - before;
+
+		fill(self->vm, gpa, sizeof(time));
+		xen_set_vcpu_area(self->vcpu, KVM_XEN_VCPU_ATTR_TYPE_VCPU_TIME_INFO, gpa);
+		vcpu_run(self->vcpu);
+		for (i = 0; i < (int)sizeof(time); i++)
+			bytes[i] = READ_ONCE(*byte_at(self->vm, gpa + i));
+
+		ASSERT_EQ(time.version % 2, 0);
+		ASSERT_NE(time.tsc_to_system_mul, 0);
+		ASSERT_LT(time.system_time, NSEC_PER_SEC * 3600);
+		ASSERT_EQ(READ_ONCE(*byte_at(self->vm, gpa - 1)), UNTOUCHED);
+		ASSERT_EQ(READ_ONCE(*byte_at(self->vm, gpa + sizeof(time))), UNTOUCHED);
+	}
+}
+
+/* Each allocation fails in turn. */
+
+static void write_file(const char *path, const char *val)
+{
+	int fd = open(path, O_WRONLY);
+
+	TEST_ASSERT(fd >= 0, "open(%s): errno %d", path, errno);
+	TEST_ASSERT_EQ(write(fd, val, strlen(val)), (ssize_t)strlen(val));
+	close(fd);
+}
+
+static bool fail_nth_begin(int *fd, int nth)
+{
+	char val[16];
+
+	*fd = open("/proc/thread-self/fail-nth", O_RDWR);
+	if (*fd < 0)
+		return false;
+
+	snprintf(val, sizeof(val), "%d", nth);
+	TEST_ASSERT_EQ(pwrite(*fd, val, strlen(val), 0), (ssize_t)strlen(val));
+	return true;
+}
+
+/* Whether there were as many allocations, i.e. one has failed. */
+static bool fail_nth_end(int fd)
+{
+	char val[16] = {};
+
+	TEST_ASSERT(pread(fd, val, sizeof(val) - 1, 0) > 0, "read(fail-nth): errno %d", errno);
+	TEST_ASSERT_EQ(pwrite(fd, "0", 1, 0), 1);
+	close(fd);
+	return atoi(val) == 0;
+}
+
+TEST_F(gpc_pages, allocations_fail)
+{
+	u64 old = GPA + 2 * PAGE_SIZE - 10, new = GPA + 5 * PAGE_SIZE - 10;
+	u32 state = RUNSTATE_running;
+	u8 *last_page = byte_at(self->vm, new + 10);
+	int fd, nth, ret, errors = 0;
+	bool failed = true;
+
+	if (access("/sys/kernel/debug/failslab", F_OK) || access("/proc/self/fail-nth", W_OK))
+		SKIP(return, "The kernel has no fault injection");
+
+	write_file("/sys/kernel/debug/failslab/ignore-gfp-wait", "N");
+	write_file("/sys/kernel/debug/failslab/verbose", "0");
+	write_file("/sys/kernel/debug/fail_page_alloc/ignore-gfp-wait", "N");
+	write_file("/sys/kernel/debug/fail_page_alloc/min-order", "0");
+	write_file("/sys/kernel/debug/fail_page_alloc/verbose", "0");
+
+	for (nth = 1; failed; nth++) {
+		ASSERT_EQ(set_runstate_addr(self->vcpu, old), 0);
+
+		/* A page of the new area has to be faulted in, too. */
+		touch_scattered(addr_gpa2hva(self->vm, GPA));
+		ASSERT_EQ(madvise(last_page, PAGE_SIZE, MADV_DONTNEED), 0);
+		set_current(self->vcpu, state);
+
+		ASSERT_TRUE(fail_nth_begin(&fd, nth));
+		ret = set_runstate_addr(self->vcpu, new);
+		failed = fail_nth_end(fd);
+		ASSERT_LT(nth, 1000);
+		if (!ret)
+			continue;
+
+		ASSERT_TRUE(failed);
+		ASSERT_EQ(ret, -EFAULT);
+		errors++;
+		state = state == RUNSTATE_running ? RUNSTATE_blocked : RUNSTATE_running;
+		set_current(self->vcpu, state);
+		ASSERT_EQ(state_at(self->vm, old), state);
+	}
+	TH_LOG("%d of %d allocations are needed by activation", errors, nth - 2);
+	EXPECT_LT(0, errors);
+
+	/* A refresh that fails is made up for by the next one. */
+	errors = 0;
+	failed = true;
+	for (nth = 1; failed; nth++) {
+		set_current(self->vcpu, state);
+		ASSERT_EQ(madvise(last_page, PAGE_SIZE, MADV_DONTNEED), 0);
+		state = state == RUNSTATE_running ? RUNSTATE_blocked : RUNSTATE_running;
+
+		ASSERT_TRUE(fail_nth_begin(&fd, nth));
+		set_current(self->vcpu, state);
+		failed = fail_nth_end(fd);
+		ASSERT_LT(nth, 1000);
+		errors += state_at(self->vm, new) != state;
+
+		set_current(self->vcpu, state);
+		ASSERT_EQ(state_at(self->vm, new), state);
+	}
+	TH_LOG("%d of %d allocations are needed by a refresh", errors, nth - 2);
+	EXPECT_LT(0, errors);
+}
+
+int main(int argc, char *argv[])
+{
+	TEST_REQUIRE(xen_has_evtchn_send());
+	TEST_REQUIRE(kvm_check_cap(KVM_CAP_XEN_HVM) & KVM_XEN_HVM_CONFIG_RUNSTATE);
+
+	return test_harness_run(argc, argv);
+}
