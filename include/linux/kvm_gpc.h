@@ -56,7 +56,9 @@ struct gfn_to_pfn_cache {
 	struct kvm *__gpc_private kvm;
 	/* While an invalidation waits for the readers of several caches. */
 	struct gfn_to_pfn_cache *__gpc_private next_invalid;
-	/* Serializes activation, refresh and deactivation. */
+	/* Serializes activation and deactivation. */
+	struct mutex __gpc_private activate_lock;
+	/* Serializes refreshes of the area, and its replacement. */
 	struct mutex __gpc_private refresh_lock;
 };
 

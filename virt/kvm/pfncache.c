@@ -49,7 +49,8 @@
  * reader finds that there is nothing to use, or the invalidation waits.
  *
  * C matches D, release and acquire: what the reader did has come to its end when
- * the invalidation goes on.
+ * the invalidation goes on.  That may be when it finds the next reader's cache in the
+ * slot, so storing that is a release, too.
  *
  * A refresh sets gpc->khva after what goes with it (E), and a reader looks at that
  * after gpc->khva (F), release and acquire.
@@ -97,7 +98,8 @@ static __always_inline void *gpc_enter(struct gfn_to_pfn_cache *gpc)
 	if (*slot && WARN_ON_ONCE(*++slot))
 		goto none;
 
-	smp_store_mb(*slot, gpc);			/* A, matches B */
+	smp_store_release(slot, gpc);			/* C, matches D */
+	smp_mb();					/* A, matches B */
 	khva = smp_load_acquire(&gpc->khva);		/* F, matches E */
 	if (likely(khva)) {
 		lock_acquire(&gpc_lockdep_map, 0, 1, 2, 1, NULL, _THIS_IP_);
@@ -168,11 +170,11 @@ static void gpc_wait_for_readers(struct gfn_to_pfn_cache *list)
 }
 
 /*
- * What a cache is bound to.  An area belongs to whoever holds gpc->refresh_lock,
- * but for those who invalidate it, who find its ranges in kvm->gpc_tree under
- * kvm->gpc_lock.  gpc->area points to the area that users get at.  While a cache
- * is being activated, there may be another one, which becomes gpc->area once it
- * is mapped.
+ * What a cache is bound to.  gpc->area points to the area that users get at, which
+ * belongs to whoever holds gpc->refresh_lock.  While a cache is being activated,
+ * there is another one, which belongs to whoever holds gpc->activate_lock, and
+ * becomes gpc->area once it is mapped; that takes both locks.  Those who invalidate
+ * areas find their ranges in kvm->gpc_tree under kvm->gpc_lock.
  */
 
 /* Pages of an area that follow one another for userspace, in one memslot. */
@@ -260,6 +262,26 @@ static void gpc_invalidate_range(struct kvm *kvm, unsigned long start, unsigned 
 	gpc_wait_for_readers(list);
 }
 
+/* A notifier can neither fail nor sleep. */
+static bool gpc_make_room(struct kvm_gpc_invalidations *inv)
+{
+	struct kvm_gpc_range *range;
+
+	KUNIT_STATIC_STUB_REDIRECT(gpc_make_room, inv);
+
+	range = kmalloc_array(2 * inv->max, sizeof(*range), GFP_NOWAIT);
+	if (!range)
+		return false;
+
+	memcpy(range, inv->range, inv->nr * sizeof(*range));
+	if (inv->range != inv->first)
+		kfree(inv->range);
+
+	inv->range = range;
+	inv->max *= 2;
+	return true;
+}
+
 /*
  * The pages from @start to @end are about to go away: MMU notifier
  * 'invalidate_range_start' hook.  No area gets to be mapped there until
@@ -271,7 +293,7 @@ void kvm_gpc_invalidate_start(struct kvm *kvm, unsigned long start, unsigned lon
 
 	guard(spinlock)(&kvm->gpc_lock);
 
-	if (inv->nr < ARRAY_SIZE(inv->range))
+	if (likely(inv->nr < inv->max) || gpc_make_room(inv))
 		inv->range[inv->nr++] = (struct kvm_gpc_range){ start, end - 1 };
 	else
 		inv->nr_anywhere++;
@@ -364,7 +386,7 @@ void kvm_gpc_invalidate_memslot(struct kvm *kvm, struct kvm_memory_slot *slot)
 	     node = interval_tree_iter_next(node, start, last)) {
 		struct gpc_range *range = gpc_node_to_range(node);
 
-		if (range->memslot == slot) {
+		if (range->area->bound && range->memslot == slot) {
 			gpc_invalidate(range->area, &list);
 			range->area->bound = false;
 		}
@@ -459,7 +481,7 @@ static bool gpc_may_begin_lookup(struct gpc_area *area)
 {
 	guard(spinlock)(&area->gpc->kvm->gpc_lock);
 
-	return !area->bound || !gpc_is_being_invalidated(area);
+	return !gpc_is_being_invalidated(area);
 }
 
 /*
@@ -514,8 +536,6 @@ static int gpc_lookup_range(const struct gpc_range *range, kvm_pfn_t *pfn, struc
 
 	for (; i < range->nr_pages; i++) {
 		struct kvm_follow_pfn kfp = {
-			.slot = range->memslot,
-			.gfn = range->gfn + i,
 			.hva = range->node.start + i * PAGE_SIZE,
 			.flags = FOLL_WRITE,
 			.refcounted_page = &page[i],
@@ -573,14 +593,16 @@ static void gpc_retire(struct gpc_area *area)
  * Let users get at @area, which is mapped, unless it was invalidated since its
  * pages were looked up.  They do not get at any other area of the cache then.
  */
-static bool gpc_publish(struct gpc_area *area)
+static int gpc_publish(struct gpc_area *area)
 {
 	struct gfn_to_pfn_cache *gpc = area->gpc;
+
+	lockdep_assert_held(&gpc->refresh_lock);
 
 	guard(spinlock)(&gpc->kvm->gpc_lock);
 
 	if (area->stale)
-		return false;
+		return -EAGAIN;
 
 	if (gpc->area != area) {
 		if (gpc->area)
@@ -593,7 +615,21 @@ static bool gpc_publish(struct gpc_area *area)
 	}
 
 	smp_store_release(&gpc->khva, area->map.addr + gpc_offset(area));	/* E, matches F */
-	return true;
+	return 0;
+}
+
+/* The same for an area that users have not got at yet: no refresh uses the old one. */
+static int gpc_publish_new(struct gpc_area *area)
+{
+	struct gfn_to_pfn_cache *gpc = area->gpc;
+
+	lockdep_assert_held(&gpc->activate_lock);
+
+	ACQUIRE(mutex_kill, lock)(&gpc->refresh_lock);
+	if (ACQUIRE_ERR(mutex_kill, &lock))
+		return -EINTR;
+
+	return gpc_publish(area);
 }
 
 /* Look the area up, map it and publish it.  Return -EAGAIN if that came too late. */
@@ -611,8 +647,8 @@ static int gpc_try_refresh(struct gpc_area *area)
 	ret = gpc_lookup(area, pfn, page);
 	if (!ret)
 		ret = gpc_map_area(area, pfn);
-	if (!ret && !gpc_publish(area))
-		ret = -EAGAIN;
+	if (!ret)
+		ret = area == area->gpc->area ? gpc_publish(area) : gpc_publish_new(area);
 
 	/*
 	 * Put the references to the pages.  They are now tracked by the cache and
@@ -637,8 +673,6 @@ static int gpc_try_refresh(struct gpc_area *area)
 static int gpc_refresh_area(struct gpc_area *area)
 {
 	int ret;
-
-	lockdep_assert_held(&area->gpc->refresh_lock);
 
 	/* From when memslots are looked at until the area is mapped. */
 	guard(srcu)(&area->gpc->kvm->srcu);
@@ -730,8 +764,28 @@ void kvm_gpc_unlock_dirty(struct gfn_to_pfn_cache *gpc)
 	gpc_leave(gpc);
 }
 
+void kvm_gpc_init_vm(struct kvm *kvm)
+{
+	struct kvm_gpc_invalidations *inv = &kvm->gpc_invalidations;
+
+	spin_lock_init(&kvm->gpc_lock);
+	kvm->gpc_tree = RB_ROOT_CACHED;
+	inv->range = inv->first;
+	inv->max = ARRAY_SIZE(inv->first);
+	init_waitqueue_head(&inv->wait);
+}
+
+void kvm_gpc_destroy_vm(struct kvm *kvm)
+{
+	struct kvm_gpc_invalidations *inv = &kvm->gpc_invalidations;
+
+	if (inv->range != inv->first)
+		kfree(inv->range);
+}
+
 void kvm_gpc_init(struct gfn_to_pfn_cache *gpc, struct kvm *kvm)
 {
+	mutex_init(&gpc->activate_lock);
 	mutex_init(&gpc->refresh_lock);
 
 	gpc->kvm = kvm;
@@ -776,7 +830,7 @@ static int gpc_activate(struct gfn_to_pfn_cache *gpc, gpa_t gpa, unsigned long u
 	if (!len || len > KVM_GPC_MAX_LEN)
 		return -EINVAL;
 
-	ACQUIRE(mutex_kill, lock)(&gpc->refresh_lock);
+	ACQUIRE(mutex_kill, lock)(&gpc->activate_lock);
 	if (ACQUIRE_ERR(mutex_kill, &lock))
 		return -EINTR;
 
@@ -828,6 +882,7 @@ void kvm_gpc_deactivate(struct gfn_to_pfn_cache *gpc)
 {
 	struct gpc_area *area;
 
+	guard(mutex)(&gpc->activate_lock);
 	guard(mutex)(&gpc->refresh_lock);
 
 	area = gpc->area;

@@ -204,9 +204,7 @@ static int gpc_test_init(struct kunit *test)
 
 	t->kvm->mm = current->mm;
 	mutex_init(&t->kvm->slots_lock);
-	spin_lock_init(&t->kvm->gpc_lock);
-	t->kvm->gpc_tree = RB_ROOT_CACHED;
-	init_waitqueue_head(&t->kvm->gpc_invalidations.wait);
+	kvm_gpc_init_vm(t->kvm);
 	INIT_DELAYED_WORK(&t->invalidate_end, gpc_test_invalidate_end_fn);
 	KUNIT_ASSERT_EQ(test, init_srcu_struct(&t->kvm->srcu), 0);
 	test->priv = t;
@@ -235,6 +233,7 @@ static void gpc_test_exit(struct kunit *test)
 	kvm_gpc_deactivate(&t->gpc);
 	kvm_gpc_deactivate(&t->gpc2);
 	KUNIT_EXPECT_TRUE(test, RB_EMPTY_ROOT(&t->kvm->gpc_tree.rb_root));
+	kvm_gpc_destroy_vm(t->kvm);
 	cleanup_srcu_struct(&t->kvm->srcu);
 }
 
@@ -556,13 +555,43 @@ static void gpc_test_wakes_up(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, t->locker_error, 0);
 }
 
-/* More at a time than there is room for: nobody is missed, nor does it stay so. */
+/* So many at a time that there has to be made room for: all are told apart still. */
 static void gpc_test_many_invalidations(struct kunit *test)
 {
 	struct gpc_test *t = test->priv;
-	int room = ARRAY_SIZE(t->kvm->gpc_invalidations.range);
+	int room = t->kvm->gpc_invalidations.max;
 	int i;
 
+	gpc_test_activate(test);
+	gpc_test_expect_area(test, &t->gpc, GPC_GPA);
+
+	for (i = 0; i < 5 * room; i++)
+		gpc_test_invalidate_start(t, 1);
+	KUNIT_EXPECT_FALSE(test, gpc_test_has_to_wait(&t->gpc));
+	gpc_test_invalidate_start(t, 0);
+	KUNIT_EXPECT_TRUE(test, gpc_test_has_to_wait(&t->gpc));
+	gpc_test_invalidate_end(t, 0);
+	KUNIT_EXPECT_FALSE(test, gpc_test_has_to_wait(&t->gpc));
+
+	for (i = 0; i < 5 * room; i++)
+		gpc_test_invalidate_end(t, 1);
+	KUNIT_EXPECT_EQ(test, t->kvm->gpc_invalidations.nr, 0);
+	KUNIT_EXPECT_EQ(test, t->kvm->gpc_invalidations.nr_anywhere, 0);
+}
+
+static bool gpc_make_room_fails(struct kvm_gpc_invalidations *inv)
+{
+	return false;
+}
+
+/* More than there is room for: nobody is missed, nor does it stay so. */
+static void gpc_test_no_room(struct kunit *test)
+{
+	struct gpc_test *t = test->priv;
+	int room = t->kvm->gpc_invalidations.max;
+	int i;
+
+	kunit_activate_static_stub(test, gpc_make_room, gpc_make_room_fails);
 	gpc_test_activate(test);
 	gpc_test_expect_area(test, &t->gpc, GPC_GPA);
 
@@ -609,6 +638,37 @@ static void gpc_test_retry(struct kunit *test)
 	kunit_deactivate_static_stub(test, gpc_lookup_page);
 	kunit_deactivate_static_stub(test, gpc_lookup_fast);
 	gpc_test_expect_area(test, &t->gpc, GPC_GPA);
+}
+
+/* While a new area is looked up, the old one is refreshed as ever. */
+static kvm_pfn_t gpc_lookup_and_lock(struct kvm_follow_pfn *kfp)
+{
+	struct gpc_test *t = kunit_get_current_test()->priv;
+
+	if (!t->lookups++) {
+		gpc_test_invalidate_start(t, 0);
+		gpc_test_invalidate_end(t, 0);
+		t->locker_error = gpc_test_lock_error(&t->gpc);
+	}
+
+	return hva_to_pfn(kfp);
+}
+
+static void gpc_test_refresh_during_activation(struct kunit *test)
+{
+	struct gpc_test *t = test->priv;
+
+	gpc_test_activate(test);
+	kunit_activate_static_stub(test, gpc_lookup_fast, gpc_lookup_fast_none);
+	kunit_activate_static_stub(test, gpc_lookup_page, gpc_lookup_and_lock);
+	t->locker_error = -EINPROGRESS;
+	KUNIT_EXPECT_EQ(test, kvm_gpc_activate(&t->gpc, GPC_GPA + PAGE_SIZE, GPC_LEN), 0);
+	kunit_deactivate_static_stub(test, gpc_lookup_page);
+	kunit_deactivate_static_stub(test, gpc_lookup_fast);
+
+	KUNIT_EXPECT_EQ(test, t->lookups, 2);
+	KUNIT_EXPECT_EQ(test, t->locker_error, 0);
+	gpc_test_expect_area(test, &t->gpc, GPC_GPA + PAGE_SIZE);
 }
 
 static void gpc_test_trylock_stale(struct kunit *test)
@@ -923,7 +983,7 @@ static void gpc_test_nested(struct kunit *test)
 	p = kvm_gpc_lock(&t->gpc);
 	p2 = kvm_gpc_trylock(&t->gpc2);
 	if (!IS_ERR(p)) {
-		init_irq_work(&t->irq_work, gpc_test_nested_irq);
+		t->irq_work = IRQ_WORK_INIT_HARD(gpc_test_nested_irq);
 		irq_work_queue(&t->irq_work);
 		/* Pairs with gpc_test_nested_irq(). */
 		/* Pairs with gpc_test_nested_irq(). */
@@ -961,6 +1021,8 @@ static void gpc_test_invalidate_fn(struct work_struct *work)
 static void gpc_test_invalidation_waits(struct kunit *test)
 {
 	struct gpc_test *t = test->priv;
+	int invalidations;
+	bool is_cleared;
 	ktime_t end;
 	void *p;
 
@@ -975,17 +1037,19 @@ static void gpc_test_invalidation_waits(struct kunit *test)
 	KUNIT_ASSERT_FALSE(test, IS_ERR(p));
 	queue_work_on(cpumask_any_but(cpu_online_mask, smp_processor_id()), system_percpu_wq,
 		      &t->invalidate);
-	while (!READ_ONCE(t->invalidations))
-		cpu_relax();
 
 	/* It gets as far as to clear khva, and no further. */
-	while (READ_ONCE(t->gpc.khva))
+	end = ktime_add_ms(ktime_get(), 1000);
+	while (ktime_before(ktime_get(), end) && READ_ONCE(t->gpc.khva))
 		cpu_relax();
+	is_cleared = !READ_ONCE(t->gpc.khva);
 	end = ktime_add_ms(ktime_get(), 10);
 	while (ktime_before(ktime_get(), end) && READ_ONCE(t->invalidations) == 1)
 		cpu_relax();
-	KUNIT_EXPECT_EQ(test, READ_ONCE(t->invalidations), 1);
+	invalidations = READ_ONCE(t->invalidations);
 	kvm_gpc_unlock(&t->gpc);
+	KUNIT_EXPECT_TRUE(test, is_cleared);
+	KUNIT_EXPECT_EQ(test, invalidations, 1);
 
 	flush_work(&t->invalidate);
 	KUNIT_EXPECT_EQ(test, t->invalidations, 2);
@@ -1045,7 +1109,9 @@ static struct kunit_case gpc_test_cases[] = {
 	KUNIT_CASE(gpc_test_wait_for_own),
 	KUNIT_CASE(gpc_test_wakes_up),
 	KUNIT_CASE(gpc_test_many_invalidations),
+	KUNIT_CASE(gpc_test_no_room),
 	KUNIT_CASE(gpc_test_retry),
+	KUNIT_CASE(gpc_test_refresh_during_activation),
 	KUNIT_CASE(gpc_test_trylock_stale),
 	KUNIT_CASE(gpc_test_invalidate_elsewhere),
 	KUNIT_CASE(gpc_test_memslot_elsewhere),

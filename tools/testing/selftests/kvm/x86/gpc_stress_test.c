@@ -23,11 +23,9 @@
  * pages away has real-time priority and strikes at random times, so as to
  * preempt KVM between the lookup of a page and the use of what it found.
  *
- * Of bugs planted in pfncache.c, all were found in the first seconds of every
- * run, by the patterns, by clocks that stand still at rest or by a vcpu_info
- * whose upcall stays pending for KVM alone: gfn_to_pfn_cache_invalidate_start()
- * that does nothing, and mmu_notifier_retry_cache() that always returns false
- * or does not look at gpc_invalidate_seq.
+ * Of bugs planted in pfncache.c, these were found in the first seconds, by memory
+ * that was written to when it was the cache's no more: gpc_publish() that does not
+ * look at area->stale, and gpc_is_being_invalidated() that always returns false.
  */
 #include <linux/mempolicy.h>
 #include <linux/sizes.h>
