@@ -22,6 +22,7 @@
 #include <linux/lockdep.h>
 #include <linux/percpu.h>
 #include <linux/preempt.h>
+#include <linux/unroll.h>
 
 #include "kvm_mm.h"
 #include "pfncache_map.h"
@@ -126,6 +127,19 @@ static __always_inline void gpc_leave(struct gfn_to_pfn_cache *gpc)
 	preempt_enable();
 }
 
+/* Most CPUs use no cache at all. */
+static __always_inline bool gpc_slots_are_empty(struct gfn_to_pfn_cache **slots)
+{
+	unsigned long any = 0;
+	unsigned int i;
+
+	unrolled_full
+	for (i = 0; i < GPC_SLOTS; i++)
+		any |= (unsigned long)smp_load_acquire(&slots[i]);	/* D, matches C */
+
+	return !any;
+}
+
 /* Whether @gpc, if any, is on the list of caches that were invalidated together. */
 static bool gpc_was_invalidated(struct gfn_to_pfn_cache *gpc, struct gfn_to_pfn_cache *list)
 {
@@ -160,6 +174,9 @@ static void gpc_wait_for_readers(struct gfn_to_pfn_cache *list)
 
 	for_each_online_cpu(cpu) {
 		struct gfn_to_pfn_cache **slots = per_cpu(gpc_readers, cpu).slot[0];
+
+		if (likely(gpc_slots_are_empty(slots)))
+			continue;
 
 		for (i = 0; i < GPC_SLOTS; i++) {
 			/* D, matches C */

@@ -51,7 +51,8 @@ static void touch_scattered(char *mem)
 {
 	int i;
 
-	TEST_ASSERT_EQ(madvise(mem, NR_PAGES * PAGE_SIZE, MADV_NOHUGEPAGE), 0);
+	/* Fails without huge pages. */
+	madvise(mem, NR_PAGES * PAGE_SIZE, MADV_NOHUGEPAGE);
 	TEST_ASSERT_EQ(madvise(mem, NR_PAGES * PAGE_SIZE, MADV_DONTNEED), 0);
 	for (i = 0; i < NR_PAGES; i += 2)
 		WRITE_ONCE(mem[i * PAGE_SIZE], 0);

@@ -30,6 +30,8 @@
  *  runstate_addr	... of RUNSTATE_ADDR, to another page each time
  *  runstate_move_*	the same in a huge page, to an area in 1 page or across 2, which
  *			follow one another in memory then
+ *  runstate_drop	MADV_DONTNEED of the page that runstate is in, and RUNSTATE_CURRENT,
+ *			which has to fault it in and map it again
  *  vcpu_run		KVM_RUN to the guest and back
  *  clock_ctrl		KVM_KVMCLOCK_CTRL, which asks for an update of all clocks:
  *			floor of the next one
@@ -318,6 +320,12 @@ static void move_runstate_2pages(u32 i)
 			  HUGE_GPA + (1 + i % 2 * 4) * PAGE_SIZE - sizeof(struct xen_runstate) / 2);
 }
 
+static void drop_runstate(u32 i)
+{
+	kvm_madvise(gpa2hva(SPARE_GPA), PAGE_SIZE, MADV_DONTNEED);
+	set_runstate(i);
+}
+
 static void measure_moves_in_huge_page(void)
 {
 	if (!thp_configured()) {
@@ -338,6 +346,8 @@ static void measure_runstate(void)
 	measure_runstate_at("runstate_current_1page", RUNSTATE_GPA(0));
 	measure_runstate_at("runstate_current_2pages", RUNSTATE_2PAGES_GPA);
 	measure("runstate_addr", move_runstate, nothing);
+	xen_set_vcpu_area(vcpus[0], KVM_XEN_VCPU_ATTR_TYPE_RUNSTATE_ADDR, SPARE_GPA);
+	measure("runstate_drop", drop_runstate, nothing);
 	measure_moves_in_huge_page();
 }
 
