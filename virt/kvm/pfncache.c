@@ -130,12 +130,13 @@ static __always_inline void gpc_leave(struct gfn_to_pfn_cache *gpc)
 /* Most CPUs use no cache at all. */
 static __always_inline bool gpc_slots_are_empty(struct gfn_to_pfn_cache **slots)
 {
-	unsigned long any = 0;
-	unsigned int i;
+	uintptr_t any = 0;
+	int i = 0;
 
 	unrolled_full
-	for (i = 0; i < GPC_SLOTS; i++)
-		any |= (unsigned long)smp_load_acquire(&slots[i]);	/* D, matches C */
+	do {
+		any |= (uintptr_t)smp_load_acquire(&slots[i]);	/* D, matches C */
+	} while (++i < GPC_SLOTS);
 
 	return !any;
 }
