@@ -928,12 +928,14 @@ static void gpc_test_no_reader_of_gone(struct kunit *test)
 	struct gpc_test *t = test->priv;
 	struct task_struct *watcher;
 	int i, j, lock_error = 0;
+	ktime_t end;
 
 	gpc_test_activate(test);
 	gpc_test_expect_area(test, &t->gpc, GPC_GPA);
 	watcher = gpc_test_run_elsewhere(test, gpc_test_watcher, "gpc_test_watcher");
 
-	for (i = 0; i < 20000 && !lock_error; i++) {
+	end = ktime_add_ms(ktime_get(), 500);
+	for (i = 0; i < 20000 && !lock_error && ktime_before(ktime_get(), end); i++) {
 		gpc_test_invalidate_start(t, 0);
 		WRITE_ONCE(t->gone, true);
 		for (j = 0; j < 50; j++)
