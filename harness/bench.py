@@ -97,7 +97,7 @@ def plot(table):
 
 def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ap.add_argument('--rounds', type=int, default=5, help='runs of each on two CPUs')
+    ap.add_argument('--rounds', type=int, default=3, help='runs of each on two CPUs')
     args = ap.parse_args()
 
     os.makedirs(OUT, exist_ok=True)
