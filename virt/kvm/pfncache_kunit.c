@@ -887,11 +887,16 @@ static void gpc_test_unmap_under_reader(struct kunit *test)
 	struct gpc_test *t = test->priv;
 	struct task_struct *reader;
 	int i, activate_error = 0;
+	ktime_t end;
 
 	gpc_test_activate(test);
 	reader = gpc_test_run_elsewhere(test, gpc_test_reader, "gpc_test_reader");
 
+	end = ktime_add_ms(ktime_get(), 500);
 	for (i = 0; i < 2000 && !activate_error; i++) {
+		if (READ_ONCE(t->reads) && ktime_after(ktime_get(), end))
+			break;
+
 		activate_error = kvm_gpc_activate(&t->gpc, GPC_GPA2 - 10, GPC_LEN);
 		if (!activate_error)
 			activate_error = kvm_gpc_activate(&t->gpc, GPC_GPA, GPC_LEN);
@@ -935,7 +940,10 @@ static void gpc_test_no_reader_of_gone(struct kunit *test)
 	watcher = gpc_test_run_elsewhere(test, gpc_test_watcher, "gpc_test_watcher");
 
 	end = ktime_add_ms(ktime_get(), 500);
-	for (i = 0; i < 20000 && !lock_error && ktime_before(ktime_get(), end); i++) {
+	for (i = 0; i < 20000 && !lock_error; i++) {
+		if (READ_ONCE(t->reads) && ktime_after(ktime_get(), end))
+			break;
+
 		gpc_test_invalidate_start(t, 0);
 		WRITE_ONCE(t->gone, true);
 		for (j = 0; j < 50; j++)
@@ -943,8 +951,7 @@ static void gpc_test_no_reader_of_gone(struct kunit *test)
 		WRITE_ONCE(t->gone, false);
 		gpc_test_invalidate_end(t, 0);
 		lock_error = gpc_test_lock_error(&t->gpc);
-		if (i % 64 == 0)
-			cond_resched();
+		cond_resched();
 	}
 	kthread_stop(watcher);
 	kunit_info(test, "%lu reads while %d invalidations\n", t->reads, i);
