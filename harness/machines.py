@@ -18,6 +18,13 @@ import time
 HERE = os.path.dirname(os.path.abspath(__file__))
 # Two nodes, so that move_pages() can move something.
 APPEND = 'console=ttyS0 panic=-1 numa=fake=2 kvm.force_emulation_prefix=1 kvm.enable_pmu=1'
+BARE_MIB = 16
+
+
+def append(end):
+    """The command line.  The kernel leaves alone what is above END, in MiB: memory
+    without struct pages, which tests of the cache map."""
+    return f'{APPEND} mem={end}M kvm.gpc_test_memory={end << 20:#x}'
 
 
 class Process:
@@ -154,10 +161,11 @@ class Qemu:
 
     def start(self, plan, initrd):
         paths = fifos(plan)
+        # 3 GiB of it are below 4 GiB.
         argv = [self.program(), '-L', '/usr/share/qemu', '-L', '/usr/share/seabios', *self.cpus(plan),
-                '-m', '6G', '-nodefaults', '-no-user-config', '-display', 'none', '-no-reboot',
+                '-m', f'{6144 + BARE_MIB}M', '-nodefaults', '-no-user-config', '-display', 'none', '-no-reboot',
                 '-kernel', os.path.join(plan.build, 'bzImage'), '-initrd', initrd,
-                '-append', f'{APPEND} {hugepages(plan)}',
+                '-append', f'{append(7168)} {hugepages(plan)}',
                 '-serial', 'file:' + paths['console'], '-serial', 'file:' + paths['ktap']]
         return Process(plan, argv, paths)
 
@@ -234,7 +242,7 @@ class Bochs:
         os.rename(initrd, os.path.join(root, 'initrd'))
         with open(os.path.join(root, 'isolinux.cfg'), 'w') as f:
             # Bochs' xsave and string instructions are not to be relied upon.
-            f.write(ISOLINUX.format(append=APPEND + ' nokaslr noxsave clearcpuid=erms,fsrm mitigations=off'))
+            f.write(ISOLINUX.format(append=append(2048) + ' nokaslr noxsave clearcpuid=erms,fsrm mitigations=off'))
         iso = os.path.join(plan.dir, 'tmp.iso')
         subprocess.run([xorriso, '-as', 'mkisofs', '-quiet', '-o', iso, '-b', 'isolinux.bin',
                         '-c', 'boot.cat', '-no-emul-boot', '-boot-load-size', '4',
@@ -244,7 +252,7 @@ class Bochs:
         paths = fifos(plan)
         rc, cmd = os.path.join(plan.dir, 'tmp.bochsrc'), os.path.join(plan.dir, 'tmp.rc')
         with open(rc, 'w') as f:
-            f.write(BOCHSRC.format(megs=2048, iso=iso, log=os.path.join(plan.dir, 'bochs.log'), **paths))
+            f.write(BOCHSRC.format(megs=2048 + BARE_MIB, iso=iso, log=os.path.join(plan.dir, 'bochs.log'), **paths))
         with open(cmd, 'w') as f:
             f.write('c\n')      # Debian's build has the debugger
         return Process(plan, [bochs, '-q', '-f', rc, '-rc', cmd], paths, tty=True)

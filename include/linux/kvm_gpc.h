@@ -54,7 +54,10 @@ struct gfn_to_pfn_cache {
 	unsigned long __gpc_private uhva;
 	unsigned int __gpc_private len;
 	struct kvm *__gpc_private kvm;
-	/* While an invalidation waits for the readers of several caches. */
+	/*
+	 * While an invalidation waits for the readers of several caches, which it
+	 * does under kvm->gpc_lock.
+	 */
 	struct gfn_to_pfn_cache *__gpc_private next_invalid;
 	/* Serializes activation and deactivation. */
 	struct mutex __gpc_private activate_lock;
@@ -194,7 +197,7 @@ static inline unsigned long kvm_gpc_len(struct gfn_to_pfn_cache *gpc)
  *	   -EINTR: a fatal signal is pending,
  *	   -ENOMEM: the area's pages cannot be mapped,
  *	   -EOPNOTSUPP: the area's pages cannot be mapped together, as only some
- *	   have a struct page,
+ *	   have a struct page, or as their memory types differ,
  *	   -EIO: the caller has a bug, it does not use the VM's mm.
  */
 void *kvm_gpc_lock(struct gfn_to_pfn_cache *gpc);

@@ -217,7 +217,10 @@ struct gpc_area {
 	/* All of the pages, in order; in the tree.  Written under kvm->gpc_lock. */
 	unsigned int nr_ranges;
 
-	/* The ranges are the right ones.  Memslots have not changed since. */
+	/*
+	 * The ranges are the right ones: cleared when a memslot of theirs changes,
+	 * under kvm->gpc_lock.
+	 */
 	bool bound;
 
 	/*
@@ -505,6 +508,9 @@ static bool gpc_may_begin_lookup(struct gpc_area *area)
 /*
  * From here on, whatever invalidates the area says so by area->stale, as it is in
  * the tree, and what had begun before is over.
+ *
+ * kvm->srcu is held while that is waited for.  An invalidation that is under way
+ * waits for no change of memslots, which waits for kvm->srcu.
  */
 static int gpc_begin_lookup(struct gpc_area *area)
 {
@@ -586,7 +592,9 @@ static int gpc_lookup(struct gpc_area *area, kvm_pfn_t *pfn, struct page **page)
 
 /*
  * Keep a mapping of the same pages: it is likely that what invalidated the area has
- * changed no more than how userspace may access it.
+ * changed no more than how userspace may access it.  Nobody uses the one that goes:
+ * the area is new, or its readers were waited for when it was invalidated, before
+ * gpc_begin_lookup() got hold of kvm->gpc_lock.
  */
 static int gpc_map_area(struct gpc_area *area, const kvm_pfn_t *pfn)
 {
@@ -759,6 +767,10 @@ void kvm_gpc_unlock(struct gfn_to_pfn_cache *gpc)
 	gpc_leave(gpc);
 }
 
+/*
+ * By a reader.  The memslots and their dirty bitmaps are there still, though they may
+ * not be active any more, as kvm_gpc_invalidate_memslot() waits for readers.
+ */
 static void gpc_mark_dirty(struct kvm *kvm, const struct gpc_area *area)
 {
 	const struct gpc_range *range;

@@ -12,6 +12,7 @@
  */
 #include <kunit/test.h>
 #include <linux/completion.h>
+#include <linux/io.h>
 #include <linux/irq_work.h>
 #include <linux/kthread.h>
 #include <linux/mman.h>
@@ -29,6 +30,8 @@
 #define GPC_GFN2	(GPC_GFN + GPC_PAGES)
 #define GPC_GPA2	gfn_to_gpa(GPC_GFN2)
 #define GPC_NO_GPA	gfn_to_gpa(GPC_GFN2 + GPC_PAGES)
+/* Every other page is left out if they are to be scattered. */
+#define GPC_MAP_TEST_LEN	(2 * GPC_MAP_MAX * PAGE_SIZE)
 
 struct gpc_test {
 	struct kvm *kvm;
@@ -847,21 +850,10 @@ static void gpc_test_several_pages_invalidated(struct kunit *test)
 	gpc_test_expect_bytes(test, gpa, PAGE_SIZE + 2);
 }
 
-/* A thread on another CPU, if there is one. */
-static struct task_struct *gpc_test_run_elsewhere(struct kunit *test, int (*fn)(void *),
-						  const char *name)
-{
-	struct task_struct *thread = kthread_create(fn, test->priv, "%s", name);
-	unsigned int cpu = cpumask_any_but(cpu_online_mask, raw_smp_processor_id());
-
-	KUNIT_ASSERT_FALSE(test, IS_ERR(thread));
-	if (cpu < nr_cpu_ids)
-		kthread_bind(thread, cpu);
-	wake_up_process(thread);
-	return thread;
-}
-
-/* A mapping goes away only when nobody uses it: the reader would oops. */
+/*
+ * Read on another CPU, if there is one: write to the area, and look whether it is
+ * gone meanwhile.
+ */
 static int gpc_test_reader(void *data)
 {
 	struct gpc_test *t = data;
@@ -871,8 +863,10 @@ static int gpc_test_reader(void *data)
 		u8 *p = kvm_gpc_trylock(&t->gpc);
 
 		if (!IS_ERR(p)) {
-			for (i = 0; i < GPC_LEN; i++)
+			for (i = 0; i < GPC_LEN; i++) {
 				WRITE_ONCE(p[i], i);
+				t->reads_of_gone += READ_ONCE(t->gone);
+			}
 			kvm_gpc_unlock(&t->gpc);
 			t->reads++;
 		}
@@ -880,84 +874,70 @@ static int gpc_test_reader(void *data)
 	}
 
 	return 0;
+}
+
+/* Have it disturbed, up to so many times, until half a second is over. */
+static void gpc_test_disturb_reader(struct kunit *test, int (*disturb)(struct gpc_test *),
+				    int nr)
+{
+	unsigned int cpu = cpumask_any_but(cpu_online_mask, raw_smp_processor_id());
+	ktime_t end = ktime_add_ms(ktime_get(), 500);
+	struct gpc_test *t = test->priv;
+	struct task_struct *reader;
+	int i, error = 0;
+
+	gpc_test_activate(test);
+	reader = kthread_create(gpc_test_reader, t, "gpc_test_reader");
+	KUNIT_ASSERT_FALSE(test, IS_ERR(reader));
+	if (cpu < nr_cpu_ids)
+		kthread_bind(reader, cpu);
+	wake_up_process(reader);
+
+	for (i = 0; i < nr && !error; i++) {
+		if (READ_ONCE(t->reads) && ktime_after(ktime_get(), end))
+			break;
+
+		error = disturb(t);
+		cond_resched();
+	}
+	kthread_stop(reader);
+	kunit_info(test, "%lu reads, disturbed %d times\n", t->reads, i);
+	KUNIT_EXPECT_EQ(test, error, 0);
+	KUNIT_EXPECT_GT(test, t->reads, 0);
+	KUNIT_EXPECT_EQ(test, t->reads_of_gone, 0);
+}
+
+/* A mapping goes away only when nobody uses it: the reader would oops. */
+static int gpc_test_move(struct gpc_test *t)
+{
+	int error = kvm_gpc_activate(&t->gpc, GPC_GPA2 - 10, GPC_LEN);
+
+	return error ?: kvm_gpc_activate(&t->gpc, GPC_GPA, GPC_LEN);
 }
 
 static void gpc_test_unmap_under_reader(struct kunit *test)
 {
-	struct gpc_test *t = test->priv;
-	struct task_struct *reader;
-	int i, activate_error = 0;
-	ktime_t end;
-
-	gpc_test_activate(test);
-	reader = gpc_test_run_elsewhere(test, gpc_test_reader, "gpc_test_reader");
-
-	end = ktime_add_ms(ktime_get(), 500);
-	for (i = 0; i < 2000 && !activate_error; i++) {
-		if (READ_ONCE(t->reads) && ktime_after(ktime_get(), end))
-			break;
-
-		activate_error = kvm_gpc_activate(&t->gpc, GPC_GPA2 - 10, GPC_LEN);
-		if (!activate_error)
-			activate_error = kvm_gpc_activate(&t->gpc, GPC_GPA, GPC_LEN);
-		if (i % 2)
-			gpc_test_invalidate(t);
-		cond_resched();
-	}
-	kthread_stop(reader);
-	KUNIT_EXPECT_EQ(test, activate_error, 0);
-	KUNIT_EXPECT_GT(test, t->reads, 0);
+	gpc_test_disturb_reader(test, gpc_test_move, 2000);
 }
 
-/* A page is gone when its invalidation has begun, until it is over: no reader is in. */
-static int gpc_test_watcher(void *data)
+/* A page is gone from when its invalidation has begun until that is over. */
+static int gpc_test_take_away(struct gpc_test *t)
 {
-	struct gpc_test *t = data;
 	int i;
 
-	while (!kthread_should_stop()) {
-		if (!IS_ERR(kvm_gpc_trylock(&t->gpc))) {
-			for (i = 0; i < 50; i++)
-				t->reads_of_gone += READ_ONCE(t->gone);
-			kvm_gpc_unlock(&t->gpc);
-			t->reads++;
-		}
-		cond_resched();
-	}
+	gpc_test_invalidate_start(t, 0);
+	WRITE_ONCE(t->gone, true);
+	for (i = 0; i < 50; i++)
+		cpu_relax();
+	WRITE_ONCE(t->gone, false);
+	gpc_test_invalidate_end(t, 0);
 
-	return 0;
+	return gpc_test_lock_error(&t->gpc);
 }
 
 static void gpc_test_no_reader_of_gone(struct kunit *test)
 {
-	struct gpc_test *t = test->priv;
-	struct task_struct *watcher;
-	int i, j, lock_error = 0;
-	ktime_t end;
-
-	gpc_test_activate(test);
-	gpc_test_expect_area(test, &t->gpc, GPC_GPA);
-	watcher = gpc_test_run_elsewhere(test, gpc_test_watcher, "gpc_test_watcher");
-
-	end = ktime_add_ms(ktime_get(), 500);
-	for (i = 0; i < 20000 && !lock_error; i++) {
-		if (READ_ONCE(t->reads) && ktime_after(ktime_get(), end))
-			break;
-
-		gpc_test_invalidate_start(t, 0);
-		WRITE_ONCE(t->gone, true);
-		for (j = 0; j < 50; j++)
-			cpu_relax();
-		WRITE_ONCE(t->gone, false);
-		gpc_test_invalidate_end(t, 0);
-		lock_error = gpc_test_lock_error(&t->gpc);
-		cond_resched();
-	}
-	kthread_stop(watcher);
-	kunit_info(test, "%lu reads while %d invalidations\n", t->reads, i);
-	KUNIT_EXPECT_EQ(test, lock_error, 0);
-	KUNIT_EXPECT_EQ(test, t->reads_of_gone, 0);
-	KUNIT_EXPECT_GT(test, t->reads, 0);
+	gpc_test_disturb_reader(test, gpc_test_take_away, 20000);
 }
 
 /* A reader of two caches, interrupted by another of the same ones. */
@@ -977,7 +957,6 @@ static void gpc_test_nested_irq(struct irq_work *work)
 	t->irq_context = in_hardirq();
 	t->irq_khva = p;
 	/* Last of what gpc_test_nested() waits for. */
-	/* Last of what gpc_test_nested() waits for. */
 	smp_store_release(&t->irq_khva2, p2);
 }
 
@@ -994,7 +973,6 @@ static void gpc_test_nested(struct kunit *test)
 	if (!IS_ERR(p)) {
 		t->irq_work = IRQ_WORK_INIT_HARD(gpc_test_nested_irq);
 		irq_work_queue(&t->irq_work);
-		/* Pairs with gpc_test_nested_irq(). */
 		/* Pairs with gpc_test_nested_irq(). */
 		while (!smp_load_acquire(&t->irq_khva2))
 			cpu_relax();
@@ -1142,30 +1120,58 @@ static struct kunit_suite gpc_test_suite = {
 	.test_cases = gpc_test_cases,
 };
 
+/*
+ * The physical address of memory without a struct page, for tests to write to, e.g.
+ * 0x80000000 with mem=2G, if there is more.
+ */
+static unsigned long gpc_test_memory;
+module_param(gpc_test_memory, ulong, 0444);
+
 struct gpc_map_test {
-	struct page *page[GPC_MAP_MAX];
+	/* One after the other, or every other one, if they are to be scattered. */
+	kvm_pfn_t pfn[GPC_MAP_MAX];
+	/* Another address of each. */
+	u8 *addr[GPC_MAP_MAX];
+	struct page *pages;
+	void *memory;
 	struct gpc_map map;
 };
 
-/* Pages in a row, of which every other one is left out if they are to be scattered. */
-static void gpc_map_test_alloc(struct kunit *test, bool scattered)
+static void gpc_map_test_frames(struct gpc_map_test *m, kvm_pfn_t pfn, void *addr,
+				bool scattered)
+{
+	unsigned int i, step = scattered ? 2 : 1;
+
+	for (i = 0; i < GPC_MAP_MAX; i++) {
+		m->pfn[i] = pfn + i * step;
+		m->addr[i] = addr + i * step * PAGE_SIZE;
+	}
+}
+
+static void gpc_map_test_use_pages(struct kunit *test, bool scattered)
 {
 	struct gpc_map_test *m = test->priv;
-	int i;
 
-	for (i = 0; i < GPC_MAP_MAX; i++)
-		m->page[i] = m->page[0] + i * (scattered ? 2 : 1);
+	m->pages = alloc_pages(GFP_KERNEL, get_order(GPC_MAP_TEST_LEN));
+	KUNIT_ASSERT_NOT_NULL(test, m->pages);
+	gpc_map_test_frames(m, page_to_pfn(m->pages), page_address(m->pages), scattered);
 }
 
-static void gpc_map_test_pfns(struct gpc_map_test *m, unsigned int nr, kvm_pfn_t *pfn)
+/* Memory without a struct page. */
+static void gpc_map_test_use_memory(struct kunit *test, bool scattered)
 {
-	unsigned int i;
+	struct gpc_map_test *m = test->priv;
 
-	for (i = 0; i < nr; i++)
-		pfn[i] = page_to_pfn(m->page[i]);
+	if (!gpc_test_memory)
+		kunit_skip(test, "needs kvm.gpc_test_memory");
+
+	KUNIT_ASSERT_FALSE(test, pfn_valid(PHYS_PFN(gpc_test_memory)));
+	m->memory = memremap(gpc_test_memory, GPC_MAP_TEST_LEN, MEMREMAP_WB);
+	KUNIT_ASSERT_NOT_NULL(test, m->memory);
+	gpc_map_test_frames(m, PHYS_PFN(gpc_test_memory), m->memory, scattered);
 }
 
-/* What is written by way of the mapping is in the pages, and the other way round. */
+/* What is written by way of the mapping is in the frames, and the other way round. */
 static void gpc_map_test_expect_alias(struct kunit *test, unsigned int nr)
 {
 	struct gpc_map_test *m = test->priv;
@@ -1180,9 +1186,8 @@ static void gpc_map_test_expect_alias(struct kunit *test, unsigned int nr)
 
 		put_unaligned(val, (u64 *)(addr + i));
 		for (j = 0; j < sizeof(val); j++) {
-			u8 *direct = page_address(m->page[(i + j) / PAGE_SIZE]);
-
-			if (direct[(i + j) % PAGE_SIZE] != bytes[j])
+			if (READ_ONCE(m->addr[(i + j) / PAGE_SIZE][(i + j) % PAGE_SIZE]) !=
+			    bytes[j])
 				break;
 		}
 		if (j < sizeof(val))
@@ -1191,7 +1196,7 @@ static void gpc_map_test_expect_alias(struct kunit *test, unsigned int nr)
 	KUNIT_EXPECT_EQ(test, i, nr * PAGE_SIZE - sizeof(u64) + 1);
 
 	for (i = 0; i < nr; i++)
-		memset(page_address(m->page[i]), 0xa0 + i, PAGE_SIZE);
+		memset(m->addr[i], 0xa0 + i, PAGE_SIZE);
 	for (i = 0; i < nr * PAGE_SIZE; i++) {
 		if (READ_ONCE(addr[i]) != 0xa0 + i / PAGE_SIZE)
 			break;
@@ -1199,56 +1204,66 @@ static void gpc_map_test_expect_alias(struct kunit *test, unsigned int nr)
 	KUNIT_EXPECT_EQ(test, i, nr * PAGE_SIZE);
 }
 
-static void gpc_map_test_pages(struct kunit *test, bool scattered)
+/* Map the first so many frames: one alone is neither scattered nor contiguous. */
+static void gpc_map_test_each_nr(struct kunit *test, enum gpc_map_kind one,
+				 enum gpc_map_kind several)
 {
 	struct gpc_map_test *m = test->priv;
-	kvm_pfn_t pfn[GPC_MAP_MAX];
 	unsigned int nr;
 
-	gpc_map_test_alloc(test, scattered);
-
 	for (nr = 1; nr <= GPC_MAP_MAX; nr++) {
-		gpc_map_test_pfns(m, nr, pfn);
-		KUNIT_ASSERT_EQ(test, gpc_map(&m->map, pfn, nr), 0);
-		KUNIT_EXPECT_TRUE(test, gpc_is_map_of(&m->map, pfn, nr));
-		KUNIT_EXPECT_FALSE(test, gpc_is_map_of(&m->map, pfn, nr - 1));
-		KUNIT_EXPECT_EQ(test, is_vmalloc_addr(m->map.addr), scattered && nr > 1);
+		KUNIT_ASSERT_EQ(test, gpc_map(&m->map, m->pfn, nr), 0);
+		KUNIT_EXPECT_TRUE(test, gpc_is_map_of(&m->map, m->pfn, nr));
+		KUNIT_EXPECT_FALSE(test, gpc_is_map_of(&m->map, m->pfn, nr - 1));
+		KUNIT_EXPECT_EQ(test, m->map.kind, nr > 1 ? several : one);
 		gpc_map_test_expect_alias(test, nr);
 
 		gpc_unmap(&m->map);
 		KUNIT_EXPECT_NULL(test, m->map.addr);
-		KUNIT_EXPECT_FALSE(test, gpc_is_map_of(&m->map, pfn, nr));
+		KUNIT_EXPECT_FALSE(test, gpc_is_map_of(&m->map, m->pfn, nr));
 	}
 }
 
 /* In the direct map, at no cost. */
 static void gpc_map_test_contiguous(struct kunit *test)
 {
-	gpc_map_test_pages(test, false);
+	gpc_map_test_use_pages(test, false);
+	gpc_map_test_each_nr(test, GPC_MAP_DIRECT, GPC_MAP_DIRECT);
 }
 
 static void gpc_map_test_scattered(struct kunit *test)
 {
-	gpc_map_test_pages(test, true);
+	gpc_map_test_use_pages(test, true);
+	gpc_map_test_each_nr(test, GPC_MAP_DIRECT, GPC_MAP_VMAP);
+}
+
+static void gpc_map_test_no_struct_page(struct kunit *test)
+{
+	gpc_map_test_use_memory(test, false);
+	gpc_map_test_each_nr(test, GPC_MAP_MEMREMAP, GPC_MAP_MEMREMAP);
+}
+
+static void gpc_map_test_scattered_no_struct_page(struct kunit *test)
+{
+	gpc_map_test_use_memory(test, true);
+	gpc_map_test_each_nr(test, GPC_MAP_MEMREMAP, GPC_MAP_VMAP_PFN);
 }
 
 /* Pages in a row, in any other order than that of their frames, and one twice. */
 static void gpc_map_test_order(struct kunit *test)
 {
 	struct gpc_map_test *m = test->priv;
-	kvm_pfn_t pfn[2];
 
-	gpc_map_test_alloc(test, false);
-	swap(m->page[0], m->page[1]);
-	gpc_map_test_pfns(m, 2, pfn);
-	KUNIT_ASSERT_EQ(test, gpc_map(&m->map, pfn, 2), 0);
-	KUNIT_EXPECT_TRUE(test, is_vmalloc_addr(m->map.addr));
+	gpc_map_test_use_pages(test, false);
+	swap(m->pfn[0], m->pfn[1]);
+	swap(m->addr[0], m->addr[1]);
+	KUNIT_ASSERT_EQ(test, gpc_map(&m->map, m->pfn, 2), 0);
+	KUNIT_EXPECT_EQ(test, m->map.kind, GPC_MAP_VMAP);
 	gpc_map_test_expect_alias(test, 2);
 	gpc_unmap(&m->map);
-	swap(m->page[0], m->page[1]);
 
-	pfn[1] = pfn[0];
-	KUNIT_ASSERT_EQ(test, gpc_map(&m->map, pfn, 2), 0);
+	m->pfn[1] = m->pfn[0];
+	KUNIT_ASSERT_EQ(test, gpc_map(&m->map, m->pfn, 2), 0);
 	WRITE_ONCE(*(u8 *)m->map.addr, 0x55);
 	KUNIT_EXPECT_EQ(test, READ_ONCE(((u8 *)m->map.addr)[PAGE_SIZE]), 0x55);
 	gpc_unmap(&m->map);
@@ -1272,13 +1287,12 @@ static void gpc_map_test_mixed(struct kunit *test)
 {
 	kvm_pfn_t bare = gpc_map_test_bare_pfn(test);
 	struct gpc_map_test *m = test->priv;
-	kvm_pfn_t pfn[2];
 
-	pfn[0] = page_to_pfn(m->page[0]);
-	pfn[1] = bare;
-	KUNIT_EXPECT_EQ(test, gpc_map(&m->map, pfn, 2), -EOPNOTSUPP);
-	swap(pfn[0], pfn[1]);
-	KUNIT_EXPECT_EQ(test, gpc_map(&m->map, pfn, 2), -EOPNOTSUPP);
+	gpc_map_test_use_pages(test, false);
+	m->pfn[1] = bare;
+	KUNIT_EXPECT_EQ(test, gpc_map(&m->map, m->pfn, 2), -EOPNOTSUPP);
+	swap(m->pfn[0], m->pfn[1]);
+	KUNIT_EXPECT_EQ(test, gpc_map(&m->map, m->pfn, 2), -EOPNOTSUPP);
 	KUNIT_EXPECT_NULL(test, m->map.addr);
 }
 
@@ -1287,8 +1301,6 @@ static int gpc_map_test_init(struct kunit *test)
 	struct gpc_map_test *m = kunit_kzalloc(test, sizeof(*m), GFP_KERNEL);
 
 	KUNIT_ASSERT_NOT_NULL(test, m);
-	m->page[0] = alloc_pages(GFP_KERNEL, get_order(2 * GPC_MAP_MAX * PAGE_SIZE));
-	KUNIT_ASSERT_NOT_NULL(test, m->page[0]);
 	test->priv = m;
 	return 0;
 }
@@ -1301,12 +1313,17 @@ static void gpc_map_test_exit(struct kunit *test)
 		return;
 
 	gpc_unmap(&m->map);
-	__free_pages(m->page[0], get_order(2 * GPC_MAP_MAX * PAGE_SIZE));
+	if (m->pages)
+		__free_pages(m->pages, get_order(GPC_MAP_TEST_LEN));
+	if (m->memory)
+		memunmap(m->memory);
 }
 
 static struct kunit_case gpc_map_test_cases[] = {
 	KUNIT_CASE(gpc_map_test_contiguous),
 	KUNIT_CASE(gpc_map_test_scattered),
+	KUNIT_CASE(gpc_map_test_no_struct_page),
+	KUNIT_CASE(gpc_map_test_scattered_no_struct_page),
 	KUNIT_CASE(gpc_map_test_order),
 	KUNIT_CASE(gpc_map_test_mixed),
 	{}

@@ -14,15 +14,20 @@
  *  - others with a struct page are mapped by vmap();
  *  - frames without a struct page, e.g. a device's memory or memory that the
  *    kernel was told to leave alone, are mapped by memremap() if they follow one
- *    another.
+ *    another, by vmap_pfn() if they do not.
+ *
+ * Frames with and without a struct page cannot be mapped together: vmap() wants one
+ * for all of them, vmap_pfn() for none.
  */
 
 #include <kunit/static_stub.h>
+#include <linux/cc_platform.h>
 #include <linux/errno.h>
 #include <linux/highmem.h>
 #include <linux/io.h>
 #include <linux/kvm_host.h>
 #include <linux/mm.h>
+#include <linux/pgtable.h>
 #include <linux/vmalloc.h>
 
 #include "pfncache_map.h"
@@ -73,6 +78,47 @@ static void *gpc_memremap(kvm_pfn_t pfn, unsigned int nr)
 #endif
 }
 
+/* With the memory type that userspace's mapping has. */
+static int gpc_frames_prot(const kvm_pfn_t *pfn, unsigned int nr, pgprot_t *prot)
+{
+	unsigned int i;
+
+	/* Nobody says here which frames are encrypted. */
+	if (cc_platform_has(CC_ATTR_MEM_ENCRYPT))
+		return -EOPNOTSUPP;
+
+	for (i = 0; i < nr; i++) {
+		pgprot_t p = PAGE_KERNEL;
+
+		if (pfnmap_setup_cachemode(pfn[i], PAGE_SIZE, &p))
+			return -EOPNOTSUPP;
+		if (i && pgprot_val(p) != pgprot_val(*prot))
+			return -EOPNOTSUPP;
+		*prot = p;
+	}
+
+	return 0;
+}
+
+static int gpc_vmap_pfn(struct gpc_map *map, const kvm_pfn_t *pfn, unsigned int nr)
+{
+	unsigned long frames[GPC_MAP_MAX];
+	unsigned int i;
+	pgprot_t prot;
+	int ret;
+
+	ret = gpc_frames_prot(pfn, nr, &prot);
+	if (ret)
+		return ret;
+
+	for (i = 0; i < nr; i++)
+		frames[i] = pfn[i];
+
+	map->kind = GPC_MAP_VMAP_PFN;
+	map->addr = vmap_pfn(frames, nr, prot);
+	return 0;
+}
+
 /**
  * gpc_map() - map page frames
  * @map: where to put what gpc_unmap() needs; nothing may be mapped by it
@@ -81,12 +127,14 @@ static void *gpc_memremap(kvm_pfn_t pfn, unsigned int nr)
  *
  * Return: 0 and @map->addr, or else
  *	   -ENOMEM: the frames cannot be mapped,
- *	   -EOPNOTSUPP: there is no way to map such frames together.
+ *	   -EOPNOTSUPP: there is no way to map such frames together: only some of
+ *	   them have a struct page, or their memory types differ.
  */
 int gpc_map(struct gpc_map *map, const kvm_pfn_t *pfn, unsigned int nr)
 {
 	struct gpc_frames f;
 	unsigned int i;
+	int ret = 0;
 
 	KUNIT_STATIC_STUB_REDIRECT(gpc_map, map, pfn, nr);
 
@@ -106,10 +154,14 @@ int gpc_map(struct gpc_map *map, const kvm_pfn_t *pfn, unsigned int nr)
 	} else if (!f.nr_pages && f.contiguous) {
 		map->kind = GPC_MAP_MEMREMAP;
 		map->addr = gpc_memremap(pfn[0], nr);
+	} else if (!f.nr_pages) {
+		ret = gpc_vmap_pfn(map, pfn, nr);
 	} else {
-		return -EOPNOTSUPP;
+		ret = -EOPNOTSUPP;
 	}
 
+	if (ret)
+		return ret;
 	if (!map->addr)
 		return -ENOMEM;
 
@@ -133,6 +185,7 @@ void gpc_unmap(struct gpc_map *map)
 
 	switch (map->kind) {
 	case GPC_MAP_VMAP:
+	case GPC_MAP_VMAP_PFN:
 		vunmap(map->addr);
 		break;
 #ifdef CONFIG_HAS_IOMEM

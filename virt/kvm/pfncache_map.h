@@ -12,6 +12,7 @@ enum gpc_map_kind {
 	GPC_MAP_DIRECT,
 	GPC_MAP_VMAP,
 	GPC_MAP_MEMREMAP,
+	GPC_MAP_VMAP_PFN,
 };
 
 /**

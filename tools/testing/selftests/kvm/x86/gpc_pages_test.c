@@ -19,6 +19,10 @@
 #define GPA2		(GPA + NR_PAGES * PAGE_SIZE)
 #define SLOT2		11
 #define END_GPA		(GPA2 + NR_PAGES * PAGE_SIZE)
+/* Memory without a struct page, if there is any: two pages in a row, two in none. */
+#define BARE_GPA	(END_GPA + SZ_2M)
+#define BARE_SLOT	12
+#define NR_BARE		4
 
 #define LEN_32		44
 #define LEN_64		48
@@ -40,6 +44,8 @@ static const struct kvm_xen_vcpu_attr runstate_data = {
 		.time_offline = 0x4400,
 	},
 };
+
+static u8 *bare;
 
 FIXTURE(gpc_pages) {
 	struct kvm_vcpu *vcpu;
@@ -98,6 +104,9 @@ static bool is_scattered(struct kvm_vm *vm, u64 gpa)
 
 static u8 *byte_at(struct kvm_vm *vm, u64 gpa)
 {
+	if (bare && gpa >= BARE_GPA && gpa < BARE_GPA + NR_BARE * PAGE_SIZE)
+		return bare + (gpa - BARE_GPA);
+
 	return gpa < END_GPA ? addr_gpa2hva(vm, gpa) : NULL;
 }
 
@@ -212,6 +221,58 @@ TEST_F(gpc_pages, runstate_across_memslots)
 	EXPECT_EQ(try_runstate_across(self->vm, self->vcpu, GPA2, false), 0);
 }
 
+/* Where KUnit may write, too.  Nobody else does. */
+static off_t bare_memory(void)
+{
+	unsigned long where = 0;
+	FILE *f;
+
+	f = fopen("/sys/module/kvm/parameters/gpc_test_memory", "r");
+	if (f) {
+		TEST_ASSERT_EQ(fscanf(f, "%lu", &where), 1);
+		fclose(f);
+	}
+
+	return where;
+}
+
+TEST_F(gpc_pages, runstate_without_struct_page)
+{
+	static const int page[NR_BARE] = { 0, 1, 3, 2 };
+	off_t where = bare_memory();
+	int i, fd;
+
+	if (!where)
+		SKIP(return, "The kernel was not told of any such memory");
+
+	fd = open("/dev/mem", O_RDWR);
+	ASSERT_LE(0, fd);
+	bare = mmap(NULL, NR_BARE * PAGE_SIZE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	ASSERT_NE(bare, MAP_FAILED);
+	for (i = 0; i < NR_BARE; i++)
+		ASSERT_NE(mmap(bare + i * PAGE_SIZE, PAGE_SIZE, PROT_READ | PROT_WRITE,
+			       MAP_SHARED | MAP_FIXED, fd, where + page[i] * PAGE_SIZE),
+			  MAP_FAILED);
+	close(fd);
+	vm_set_user_memory_region(self->vm, BARE_SLOT, 0, BARE_GPA, NR_BARE * PAGE_SIZE, bare);
+
+	for (i = 1; i < NR_BARE; i++) {
+		u64 gpa = BARE_GPA + i * PAGE_SIZE;
+
+		EXPECT_EQ(try_runstate_across(self->vm, self->vcpu, gpa, true), 0);
+		EXPECT_EQ(try_runstate_across(self->vm, self->vcpu, gpa, false), 0);
+	}
+
+	/* Of an area that has struct pages for one half only, nothing is written. */
+	vm_set_user_memory_region(self->vm, BARE_SLOT, 0, BARE_GPA, 0, bare);
+	vm_set_user_memory_region(self->vm, BARE_SLOT, 0, END_GPA, PAGE_SIZE, bare);
+	*byte_at(self->vm, END_GPA - 1) = UNTOUCHED;
+	*bare = UNTOUCHED;
+	EXPECT_EQ(set_runstate_addr(self->vcpu, END_GPA - 1), -EFAULT);
+	EXPECT_EQ(*byte_at(self->vm, END_GPA - 1), UNTOUCHED);
+	EXPECT_EQ(*bare, UNTOUCHED);
+}
+
 /* Pages that follow one another in memory. */
 TEST_F(gpc_pages, runstate_in_huge_page)
 {
@@ -264,14 +325,17 @@ TEST_F(gpc_pages, runstate_at_end_of_memslot)
 	model_runstate(model, false);
 	EXPECT_EQ(bad_bytes(self->vm, gpa, LEN_32, model, false), 0);
 
-	/* Out of reach in 64-bit mode, nothing is written, and back again. */
-	xen_set_long_mode(self->vm, true);
-	set_current(self->vcpu, RUNSTATE_running);
-	EXPECT_EQ(state_at(self->vm, gpa), RUNSTATE_blocked);
-	xen_set_long_mode(self->vm, false);
-	set_current(self->vcpu, RUNSTATE_blocked);
+	/* The guest does not get into 64-bit mode, and nothing has changed. */
+	EXPECT_EQ(__xen_set_long_mode(self->vm, true), -1);
+	EXPECT_EQ(errno, EFAULT);
+	EXPECT_EQ(xen_get_long_mode(self->vm), false);
+	EXPECT_EQ(bad_bytes(self->vm, gpa, LEN_32, model, false), 0);
 	set_current(self->vcpu, RUNSTATE_running);
 	EXPECT_EQ(state_at(self->vm, gpa), RUNSTATE_running);
+
+	/* Until the area is gone. */
+	EXPECT_EQ(set_runstate_addr(self->vcpu, KVM_XEN_INVALID_GPA), 0);
+	xen_set_long_mode(self->vm, true);
 }
 
 /* The guest changes to 64-bit mode, and only then does the area cross a boundary. */

@@ -1628,7 +1628,7 @@ KVM_ONE_VCPU_TEST(xen_attr, hvm_config, guest_config)
 		{ "_EVTCHN_2LEVEL", { KVM_XEN_HVM_CONFIG_EVTCHN_2LEVEL, msr } },
 		{ "_RUNSTATE_UPDATE_FLAG", { KVM_XEN_HVM_CONFIG_RUNSTATE_UPDATE_FLAG, msr } },
 		{ "_SHARED_INFO_HVA", { KVM_XEN_HVM_CONFIG_SHARED_INFO_HVA, msr } },
-		{ "unknown flag", { good | KVM_XEN_HVM_CONFIG_SHARED_INFO_HVA << 1, msr } },
+		{ "unknown flag", { good | KVM_XEN_HVM_CONFIG_DEFAULT_VCPU_INFO << 1, msr } },
 		{ "top flag", { good | BIT(31), msr } },
 		{ "intercept, 32-bit blob", { intercept, msr, .blob_addr_32 = PAGE_SIZE } },
 		{ "intercept, 64-bit blob", { intercept, msr, .blob_addr_64 = PAGE_SIZE } },

@@ -189,6 +189,22 @@ TEST_F(xen_evtchn, pending_without_vcpu_info)
 	EXPECT_EQ(vi->evtchn_pending_sel, BIT_ULL(EVTCHN_PORT / 64));
 }
 
+/* What was selected in 32-bit mode, a 64-bit guest finds, too: port 66 is in another word. */
+TEST_F(xen_evtchn, pending_in_other_mode)
+{
+	struct xen_vcpu_info *vi = addr_gpa2hva(self->vm, VCPU_INFO_GPA);
+
+	xen_set_shared_info(self->vm, SHINFO_GPA);
+	xen_set_long_mode(self->vm, false);
+	xen_evtchn_send(self->vcpu, EVTCHN_PORT);
+	xen_set_long_mode(self->vm, true);
+	xen_set_vcpu_info(self->vcpu, VCPU_INFO_GPA);
+	vcpu_run(self->vcpu);
+	TEST_ASSERT_KVM_EXIT_REASON(self->vcpu, KVM_EXIT_IO);
+	EXPECT_EQ(vi->evtchn_upcall_pending, 1);
+	EXPECT_NE(vi->evtchn_pending_sel & BIT_ULL(EVTCHN_PORT / 64), 0);
+}
+
 static void *run_vcpu(void *vcpu)
 {
 	vcpu_run(vcpu);

@@ -120,27 +120,51 @@ static inline u64 xen_guest_poll(u32 port, u64 timeout)
 	return __xen_hypercall(__HYPERVISOR_sched_op, SCHEDOP_poll, &poll);
 }
 
-static inline void xen_set_long_mode(struct kvm_vm *vm, bool long_mode)
+static inline int __xen_set_long_mode(struct kvm_vm *vm, bool long_mode)
 {
 	struct kvm_xen_hvm_attr attr = {
 		.type = KVM_XEN_ATTR_TYPE_LONG_MODE,
 		.u.long_mode = long_mode,
 	};
 
-	vm_ioctl(vm, KVM_XEN_HVM_SET_ATTR, &attr);
+	return __vm_ioctl(vm, KVM_XEN_HVM_SET_ATTR, &attr);
 }
 
-/* The guest's hypercalls and event channels go to KVM; the guest is 64-bit. */
-static inline void xen_enable(struct kvm_vm *vm)
+static inline void xen_set_long_mode(struct kvm_vm *vm, bool long_mode)
+{
+	TEST_ASSERT_EQ(__xen_set_long_mode(vm, long_mode), 0);
+}
+
+static inline bool xen_get_long_mode(struct kvm_vm *vm)
+{
+	struct kvm_xen_hvm_attr attr = { .type = KVM_XEN_ATTR_TYPE_LONG_MODE };
+
+	vm_ioctl(vm, KVM_XEN_HVM_GET_ATTR, &attr);
+	return attr.u.long_mode;
+}
+
+static inline void xen_enable_with(struct kvm_vm *vm, u32 flags)
 {
 	struct kvm_xen_hvm_config config = {
 		.flags = KVM_XEN_HVM_CONFIG_INTERCEPT_HCALL |
-			 KVM_XEN_HVM_CONFIG_EVTCHN_SEND,
+			 KVM_XEN_HVM_CONFIG_EVTCHN_SEND | flags,
 		.msr = XEN_HYPERCALL_MSR,
 	};
 
 	vm_ioctl(vm, KVM_XEN_HVM_CONFIG, &config);
 	xen_set_long_mode(vm, true);
+}
+
+/* The guest's hypercalls and event channels go to KVM; the guest is 64-bit. */
+static inline void xen_enable(struct kvm_vm *vm)
+{
+	xen_enable_with(vm, 0);
+}
+
+/* The same, and vcpu_info is in shared_info until it is registered elsewhere. */
+static inline void xen_enable_default_vcpu_info(struct kvm_vm *vm)
+{
+	xen_enable_with(vm, KVM_XEN_HVM_CONFIG_DEFAULT_VCPU_INFO);
 }
 
 /* Events of any vCPU raise VECTOR as an external interrupt, like the PIC's. */
