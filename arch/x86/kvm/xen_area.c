@@ -168,13 +168,37 @@ int kvm_xen_set_vcpu_id(struct kvm_vcpu *vcpu, u32 vcpu_id)
 	return 0;
 }
 
+/* Paranoia checks on the layouts */
+static_assert(offsetof(struct compat_shared_info, wc) == 0x900);
+static_assert(offsetof(struct compat_shared_info, arch.wc_sec_hi) == 0x924);
+static_assert(offsetof(struct pvclock_vcpu_time_info, version) == 0);
+#ifdef CONFIG_X86_64
+static_assert(offsetof(struct shared_info, wc) == 0xc00);
+static_assert(offsetof(struct shared_info, wc_sec_hi) == 0xc0c);
+#endif
+
+static struct pvclock_wall_clock *kvm_xen_wall_clock(void *khva, bool long_mode, u32 **sec_hi)
+{
+	struct compat_shared_info *compat = khva;
+
+#ifdef CONFIG_X86_64
+	if (long_mode) {
+		struct shared_info *shinfo = khva;
+
+		*sec_hi = &shinfo->wc_sec_hi;
+		return &shinfo->wc;
+	}
+#endif
+	*sec_hi = &compat->arch.wc_sec_hi;
+	return &compat->wc;
+}
+
 /* Write the wall clock to shared_info, where it is in the guest's word size. */
 static int kvm_xen_write_wall_clock(struct kvm *kvm)
 {
 	struct gfn_to_pfn_cache *gpc = &kvm->arch.xen.shinfo_cache;
 	struct pvclock_wall_clock *wc;
 	u32 *wc_sec_hi;
-	u32 wc_version;
 	u64 wall_nsec;
 	void *khva;
 
@@ -188,40 +212,20 @@ static int kvm_xen_write_wall_clock(struct kvm *kvm)
 	 */
 	wall_nsec = kvm_get_wall_clock_epoch(kvm);
 
-	/* Paranoia checks on the 32-bit struct layout */
-	BUILD_BUG_ON(offsetof(struct compat_shared_info, wc) != 0x900);
-	BUILD_BUG_ON(offsetof(struct compat_shared_info, arch.wc_sec_hi) != 0x924);
-	BUILD_BUG_ON(offsetof(struct pvclock_vcpu_time_info, version) != 0);
+	wc = kvm_xen_wall_clock(khva, kvm_xen_long_mode(kvm), &wc_sec_hi);
 
-#ifdef CONFIG_X86_64
-	/* Paranoia checks on the 64-bit struct layout */
-	BUILD_BUG_ON(offsetof(struct shared_info, wc) != 0xc00);
-	BUILD_BUG_ON(offsetof(struct shared_info, wc_sec_hi) != 0xc0c);
-
-	if (kvm_xen_long_mode(kvm)) {
-		struct shared_info *shinfo = khva;
-
-		wc_sec_hi = &shinfo->wc_sec_hi;
-		wc = &shinfo->wc;
-	} else
-#endif
-	{
-		struct compat_shared_info *shinfo = khva;
-
-		wc_sec_hi = &shinfo->arch.wc_sec_hi;
-		wc = &shinfo->wc;
-	}
-
-	/* Increment and ensure an odd value */
-	wc_version = wc->version = (wc->version + 1) | 1;
+	/* The guest reads again if the version is odd, or another one than before. */
+	wc->version = (wc->version + 1) | 1;
+	/* The version before the time. */
 	smp_wmb();
 
 	wc->nsec = do_div(wall_nsec, NSEC_PER_SEC);
 	wc->sec = (u32)wall_nsec;
 	*wc_sec_hi = wall_nsec >> 32;
-	smp_wmb();
 
-	wc->version = wc_version + 1;
+	/* The time before the version. */
+	smp_wmb();
+	wc->version++;
 
 	kvm_gpc_unlock(gpc);
 	return 0;
@@ -537,9 +541,9 @@ static size_t kvm_xen_runstate_len(bool long_mode)
 static void kvm_xen_write_runstate(struct kvm_vcpu *v, void *khva)
 {
 	struct kvm_vcpu_xen *vx = &v->arch.xen;
-	uint8_t *update_bit = NULL;
-	uint64_t entry_time;
-	uint64_t *rs_times;
+	u8 *update_bit = NULL;
+	u64 entry_time;
+	u64 *rs_times;
 	size_t times_ofs;
 	int *rs_state;
 
@@ -575,6 +579,7 @@ static void kvm_xen_write_runstate(struct kvm_vcpu *v, void *khva)
 	if (update_bit) {
 		entry_time |= XEN_RUNSTATE_UPDATE;
 		*update_bit = (vx->runstate_entry_time | XEN_RUNSTATE_UPDATE) >> 56;
+		/* The flag before the rest. */
 		smp_wmb();
 	}
 
@@ -582,12 +587,14 @@ static void kvm_xen_write_runstate(struct kvm_vcpu *v, void *khva)
 	*rs_state = vx->current_runstate;
 	rs_times[0] = entry_time;
 	memcpy(rs_times + 1, vx->runstate_times, sizeof(vx->runstate_times));
+	/* The rest before the flag. */
 	smp_wmb();
 
 	/* Finally, clear the XEN_RUNSTATE_UPDATE bit. */
 	if (update_bit) {
 		entry_time &= ~XEN_RUNSTATE_UPDATE;
 		*update_bit = entry_time >> 56;
+		/* The end of an update before the begin of the next. */
 		smp_wmb();
 	}
 }
@@ -889,9 +896,11 @@ bool kvm_xen_any_pending(struct kvm *kvm, const evtchn_port_t *ports, int nr_por
 
 	if (kvm_xen_long_mode(kvm)) {
 		struct shared_info *shinfo = khva;
+
 		pending_bits = (unsigned long *)&shinfo->evtchn_pending;
 	} else {
 		struct compat_shared_info *shinfo = khva;
+
 		pending_bits = (unsigned long *)&shinfo->evtchn_pending;
 	}
 

@@ -49,10 +49,10 @@ struct compat_arch_vcpu_info {
 };
 
 struct compat_vcpu_info {
-	uint8_t evtchn_upcall_pending;
-	uint8_t evtchn_upcall_mask;
-	uint16_t pad;
-	uint32_t evtchn_pending_sel;
+	u8 evtchn_upcall_pending;
+	u8 evtchn_upcall_mask;
+	u16 pad;
+	u32 evtchn_pending_sel;
 	struct compat_arch_vcpu_info arch;
 	struct pvclock_vcpu_time_info time;
 }; /* 64 bytes (x86) */
@@ -64,13 +64,13 @@ struct compat_arch_shared_info {
 	unsigned int p2m_cr3;
 	unsigned int p2m_vaddr;
 	unsigned int p2m_generation;
-	uint32_t wc_sec_hi;
+	u32 wc_sec_hi;
 };
 
 struct compat_shared_info {
 	struct compat_vcpu_info vcpu_info[MAX_VIRT_CPUS];
-	uint32_t evtchn_pending[32];
-	uint32_t evtchn_mask[32];
+	u32 evtchn_pending[32];
+	u32 evtchn_mask[32];
 	struct pvclock_wall_clock wc;
 	struct compat_arch_shared_info arch;
 };
@@ -78,10 +78,11 @@ struct compat_shared_info {
 #define COMPAT_EVTCHN_2L_NR_CHANNELS (8 *				\
 				      sizeof_field(struct compat_shared_info, \
 						   evtchn_pending))
+
 struct compat_vcpu_runstate_info {
-    int state;
-    uint64_t state_entry_time;
-    uint64_t time[4];
-} __attribute__((packed));
+	int state;
+	u64 state_entry_time;
+	u64 time[4];
+} __packed;
 
 #endif
