@@ -734,22 +734,33 @@ static int gpc_refresh(struct gfn_to_pfn_cache *gpc)
 	return gpc_refresh_area(gpc->area);
 }
 
-void *kvm_gpc_lock(struct gfn_to_pfn_cache *gpc)
+static noinline void *gpc_refresh_and_enter(struct gfn_to_pfn_cache *gpc)
 {
 	void *khva;
 	int ret;
 
+	do {
+		ret = gpc_refresh(gpc);
+		if (ret)
+			return ERR_PTR(ret);
+
+		khva = gpc_enter(gpc);
+	} while (!khva);
+
+	return khva;
+}
+
+void *kvm_gpc_lock(struct gfn_to_pfn_cache *gpc)
+{
+	void *khva;
+
 	might_sleep();
 
-	do {
-		khva = gpc_enter(gpc);
-		if (likely(khva))
-			return khva;
+	khva = gpc_enter(gpc);
+	if (likely(khva))
+		return khva;
 
-		ret = gpc_refresh(gpc);
-	} while (!ret);
-
-	return ERR_PTR(ret);
+	return gpc_refresh_and_enter(gpc);
 }
 
 void *kvm_gpc_trylock(struct gfn_to_pfn_cache *gpc)
@@ -767,22 +778,25 @@ void kvm_gpc_unlock(struct gfn_to_pfn_cache *gpc)
 	gpc_leave(gpc);
 }
 
+static noinline void gpc_mark_range_dirty(struct kvm *kvm, const struct gpc_range *range)
+{
+	unsigned int i;
+
+	for (i = 0; i < range->nr_pages; i++)
+		mark_page_dirty_in_slot(kvm, range->memslot, range->gfn + i);
+}
+
 /*
  * By a reader.  The memslots and their dirty bitmaps are there still, though they may
  * not be active any more, as kvm_gpc_invalidate_memslot() waits for readers.
  */
 static void gpc_mark_dirty(struct kvm *kvm, const struct gpc_area *area)
 {
-	const struct gpc_range *range;
-	unsigned int i, j;
+	const struct gpc_range *range = area->range, *end = range + area->nr_ranges;
 
-	if (gpc_by_hva(area))
-		return;
-
-	for (i = 0; i < area->nr_ranges; i++) {
-		range = &area->range[i];
-		for (j = 0; j < range->nr_pages; j++)
-			mark_page_dirty_in_slot(kvm, range->memslot, range->gfn + j);
+	for (; range < end; range++) {
+		if (range->memslot && unlikely(kvm_slot_dirty_track_enabled(range->memslot)))
+			gpc_mark_range_dirty(kvm, range);
 	}
 }
 

@@ -95,9 +95,10 @@ bool kvm_xen_area_is_gone(struct kvm *kvm, struct gfn_to_pfn_cache *gpc)
  * Find the vCPU's vcpu_info: where it was registered or else, if userspace has asked
  * for that, in shared_info, which has 32 of them.  The cache need not be active.
  *
- * Who raises an event looks here after it has set the port's bit.  Who registers
- * vcpu_info then has the guest look at all of its ports, so it does not matter that
- * the answer may be out of date.
+ * Who raises an event looks here after it has set the port's bit, with a full barrier
+ * in between (D).  Who registers vcpu_info has the guest look at all of its ports after
+ * that (E), so it does not matter that the answer may be out of date: either the event
+ * goes to the new place, or the guest finds the port.
  */
 struct gfn_to_pfn_cache *kvm_xen_vcpu_info(struct kvm_vcpu *vcpu, unsigned int *offset)
 {
@@ -124,7 +125,9 @@ static bool kvm_xen_uses_default_vcpu_info(struct kvm_vcpu *vcpu)
 /* Have the guest look at all of its ports. */
 static void kvm_xen_select_all(struct kvm_vcpu *vcpu)
 {
-	xchg(&vcpu->arch.xen.evtchn_pending_sel[kvm_xen_long_mode(vcpu->kvm)], ~0ul);
+	unsigned long *sels = vcpu->arch.xen.evtchn_pending_sel;
+
+	xchg(&sels[kvm_xen_long_mode(vcpu->kvm)], ~0ul);	/* E, matches D */
 	kvm_xen_wake_vcpu(vcpu);
 }
 
@@ -797,7 +800,7 @@ static int kvm_xen_set_port(void *khva, u32 port, bool long_mode)
 		mask_bits = (unsigned long *)&shinfo->evtchn_mask;
 	}
 
-	if (test_and_set_bit(port, pending_bits))
+	if (test_and_set_bit(port, pending_bits))	/* D, matches E */
 		return 0; /* It was already raised */
 
 	return test_bit(port, mask_bits) ? -ENOTCONN : 1;
@@ -825,9 +828,20 @@ static bool kvm_xen_set_sel(void *khva, u32 port, bool long_mode)
 	return was_set;
 }
 
+/* What became of an event, and whom to tell of it. */
+enum kvm_xen_raised {
+	/* The port was pending already. */
+	KVM_XEN_PENDING,
+	/* So was its selector: who has set that has told, or will. */
+	KVM_XEN_SELECTED,
+	/* The vCPU has to set the selector: kvm_xen_set_pending_sels(). */
+	KVM_XEN_TELL_VCPU,
+	KVM_XEN_TELL_GUEST,
+};
+
 /* With shared_info locked, which the vCPU's vcpu_info may be in. */
-static enum kvm_xen_tell kvm_xen_select_port(struct kvm_vcpu *vcpu, void *shinfo, u32 port,
-					     bool long_mode)
+static enum kvm_xen_raised kvm_xen_select_port(struct kvm_vcpu *vcpu, void *shinfo, u32 port,
+					       bool long_mode)
 {
 	struct gfn_to_pfn_cache *gpc;
 	unsigned int offset;
@@ -837,28 +851,23 @@ static enum kvm_xen_tell kvm_xen_select_port(struct kvm_vcpu *vcpu, void *shinfo
 	gpc = kvm_xen_vcpu_info(vcpu, &offset);
 	if (gpc == &vcpu->kvm->arch.xen.shinfo_cache) {
 		was_set = kvm_xen_set_sel(shinfo + offset, port, long_mode);
-		return was_set ? KVM_XEN_TELL_NOBODY : KVM_XEN_TELL_GUEST;
+		return was_set ? KVM_XEN_SELECTED : KVM_XEN_TELL_GUEST;
 	}
 
 	khva = kvm_gpc_trylock(gpc);
 	if (IS_ERR(khva)) {
 		was_set = test_and_set_bit(port / (long_mode ? 64 : 32),
 					   &vcpu->arch.xen.evtchn_pending_sel[long_mode]);
-		return was_set ? KVM_XEN_TELL_NOBODY : KVM_XEN_TELL_VCPU;
+		return was_set ? KVM_XEN_SELECTED : KVM_XEN_TELL_VCPU;
 	}
 
 	was_set = kvm_xen_set_sel(khva, port, long_mode);
 	kvm_gpc_unlock(gpc);
-	return was_set ? KVM_XEN_TELL_NOBODY : KVM_XEN_TELL_GUEST;
+	return was_set ? KVM_XEN_SELECTED : KVM_XEN_TELL_GUEST;
 }
 
-/*
- * Set the port's bit and its selector.  The guest's word size is looked at, and both
- * are set, with shared_info held, see kvm_xen_set_long_mode().
- *
- * Return as kvm_xen_set_evtchn_fast() does.
- */
-int kvm_xen_raise_port(struct kvm_vcpu *vcpu, u32 port, enum kvm_xen_tell *tell)
+/* The guest's word size is looked at with shared_info locked, see kvm_xen_set_long_mode(). */
+static int kvm_xen_set_port_and_sel(struct kvm_vcpu *vcpu, u32 port)
 {
 	struct gfn_to_pfn_cache *gpc = &vcpu->kvm->arch.xen.shinfo_cache;
 	void *khva = kvm_gpc_trylock(gpc);
@@ -871,13 +880,50 @@ int kvm_xen_raise_port(struct kvm_vcpu *vcpu, u32 port, enum kvm_xen_tell *tell)
 	long_mode = kvm_xen_long_mode(vcpu->kvm);
 	if (likely(port < kvm_xen_nr_ports_in(long_mode)))
 		rc = kvm_xen_set_port(khva, port, long_mode);
-
-	*tell = KVM_XEN_TELL_NOBODY;
 	if (rc > 0)
-		*tell = kvm_xen_select_port(vcpu, khva, port, long_mode);
+		rc = kvm_xen_select_port(vcpu, khva, port, long_mode);
 
 	kvm_gpc_unlock(gpc);
 	return rc;
+}
+
+static void kvm_xen_check_poller(struct kvm_vcpu *vcpu, int port)
+{
+	int poll_evtchn = vcpu->arch.xen.poll_evtchn;
+
+	if ((poll_evtchn == port || poll_evtchn == -1) &&
+	    test_and_clear_bit(vcpu->vcpu_idx, vcpu->kvm->arch.xen.poll_mask)) {
+		kvm_make_request(KVM_REQ_UNBLOCK, vcpu);
+		kvm_vcpu_kick(vcpu);
+	}
+}
+
+static void kvm_xen_tell(struct kvm_vcpu *vcpu, int raised)
+{
+	/* For the per-vCPU lapic vector, deliver it as MSI. */
+	if (raised == KVM_XEN_TELL_GUEST && vcpu->arch.xen.upcall_vector)
+		kvm_xen_inject_vcpu_vector(vcpu);
+	else if (raised >= KVM_XEN_TELL_VCPU)
+		kvm_xen_wake_vcpu(vcpu);
+}
+
+/*
+ * Set the port's bit and its selector, and tell whoever waits for that.  Does not
+ * sleep.
+ *
+ * Return -EWOULDBLOCK if shared_info is out of reach, -EINVAL if there is no such
+ * port, -ENOTCONN if it is masked, 0 if it was pending already, or else 1.
+ */
+int kvm_xen_raise_port(struct kvm_vcpu *vcpu, u32 port)
+{
+	int rc = kvm_xen_set_port_and_sel(vcpu, port);
+
+	if (rc == -ENOTCONN || rc > KVM_XEN_PENDING) {
+		kvm_xen_check_poller(vcpu, port);
+		kvm_xen_tell(vcpu, rc);
+	}
+
+	return min(rc, 1);
 }
 
 /* Whether one of the ports is pending, as far as KVM can tell. */

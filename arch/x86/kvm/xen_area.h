@@ -13,15 +13,6 @@
 #include <xen/interface/event_channel.h>
 #include <xen/interface/vcpu.h>
 
-/* Whom to tell of an event. */
-enum kvm_xen_tell {
-	/* Nobody: who had set the selector before has told, or will. */
-	KVM_XEN_TELL_NOBODY,
-	/* The vCPU, to set the selector: kvm_xen_set_pending_sels(). */
-	KVM_XEN_TELL_VCPU,
-	KVM_XEN_TELL_GUEST,
-};
-
 int kvm_xen_set_long_mode(struct kvm *kvm, bool long_mode);
 int kvm_xen_set_shared_info(struct kvm *kvm, struct kvm_xen_hvm_attr *data);
 void kvm_xen_use_default_vcpu_info(struct kvm *kvm, bool use);
@@ -35,7 +26,7 @@ u32 kvm_xen_nr_ports(struct kvm *kvm);
 int kvm_xen_wait_shared_info(struct kvm *kvm);
 bool kvm_xen_area_is_gone(struct kvm *kvm, struct gfn_to_pfn_cache *gpc);
 bool kvm_xen_any_pending(struct kvm *kvm, const evtchn_port_t *ports, int nr_ports);
-int kvm_xen_raise_port(struct kvm_vcpu *vcpu, u32 port, enum kvm_xen_tell *tell);
+int kvm_xen_raise_port(struct kvm_vcpu *vcpu, u32 port);
 bool kvm_xen_set_pending_sels(struct kvm_vcpu *v);
 int kvm_xen_get_guest_pvclock(struct kvm_vcpu *vcpu,
 			      struct pvclock_vcpu_time_info *hv_clock);

@@ -448,6 +448,52 @@ TEST_F(gpc_memslot, guest_stopped)
 	EXPECT_EQ(time->flags & PVCLOCK_GUEST_STOPPED, PVCLOCK_GUEST_STOPPED);
 }
 
+/* Not with Xen, where runstate tells. */
+TEST(steal_time)
+{
+	struct kvm_steal_time *st;
+	struct kvm_vcpu *vcpu;
+	struct kvm_vm *vm;
+	u32 version;
+
+	vm = vm_create_with_one_vcpu(&vcpu, xen_guest_idle);
+	vm_userspace_mem_region_add(vm, VM_MEM_SRC_ANONYMOUS, REGION_GPA, REGION_SLOT,
+				    REGION_PAGES, 0);
+	st = addr_gpa2hva(vm, TIME_GPA);
+	if (!kvm_cpu_has(X86_FEATURE_KVM_STEAL_TIME))
+		SKIP(goto out, "The kernel has no sched_info");
+
+	/* The vCPU is loaded once to set the MSR, once to run. */
+	vcpu_set_msr(vcpu, MSR_KVM_STEAL_TIME, TIME_GPA | KVM_MSR_ENABLED);
+	run(vcpu);
+	EXPECT_NE(st->version, 0);
+
+	set_region(vm, false);
+	version = st->version;
+	run(vcpu);
+	EXPECT_EQ(st->version, version);
+
+	set_region(vm, true);
+	run(vcpu);
+	EXPECT_LT(version, st->version);
+	EXPECT_EQ(st->version % 2, 0);
+
+	/* Where the guest has it now. */
+	version = st->version;
+	vcpu_set_msr(vcpu, MSR_KVM_STEAL_TIME, (TIME_GPA + 64) | KVM_MSR_ENABLED);
+	run(vcpu);
+	EXPECT_EQ(st->version, version);
+	EXPECT_NE(((struct kvm_steal_time *)((char *)st + 64))->version, 0);
+
+	/* And nowhere. */
+	version = ((struct kvm_steal_time *)((char *)st + 64))->version;
+	vcpu_set_msr(vcpu, MSR_KVM_STEAL_TIME, 0);
+	run(vcpu);
+	EXPECT_EQ(((struct kvm_steal_time *)((char *)st + 64))->version, version);
+out:
+	kvm_vm_free(vm);
+}
+
 int main(int argc, char *argv[])
 {
 	TEST_REQUIRE(xen_has_evtchn_send());

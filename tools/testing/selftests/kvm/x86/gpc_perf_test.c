@@ -36,6 +36,9 @@
  *  clock_ctrl		KVM_KVMCLOCK_CTRL, which asks for an update of all clocks:
  *			floor of the next one
  *  vcpu_run_clock	KVM_RUN that updates kvmclock and Xen's two clocks
+ *  vcpu_run_steal	KVM_RUN that updates the steal time of a guest that is not Xen's, in
+ *			a VM of its own, as is:
+ *  vcpu_run_no_steal	the same without
  *  dontneed_no_vm	MADV_DONTNEED of a page that has been touched before the round
  *			(the touch is no part of the figure), without a VM
  *  dontneed_N		... while the process has a VM with N vCPUs, each of which has
@@ -385,6 +388,29 @@ static void measure_clocks(void)
 	measure("vcpu_run_clock", run_with_clock, ask_for_clock);
 }
 
+static void measure_steal_time(void)
+{
+	struct kvm_steal_time *st;
+	struct kvm_vcpu *vcpu;
+	gva_t gva;
+	u32 version;
+
+	vm = vm_create_with_one_vcpu(&vcpu, guest_code);
+	vcpus = &vcpu;
+	run(0);
+	measure("vcpu_run_no_steal", run, nothing);
+
+	gva = vm_alloc_page(vm);
+	st = addr_gva2hva(vm, gva);
+	vcpu_set_msr(vcpu, MSR_KVM_STEAL_TIME, addr_gva2gpa(vm, gva) | KVM_MSR_ENABLED);
+	run(0);
+	version = READ_ONCE(st->version);
+	run(0);
+	TEST_ASSERT(READ_ONCE(st->version) != version, "Steal time has not been updated");
+	measure("vcpu_run_steal", run, nothing);
+	kvm_vm_free(vm);
+}
+
 /* Memory that is not the guest's */
 
 static void touch_pages(void)
@@ -637,6 +663,7 @@ int main(int argc, char *argv[])
 	measure_senders();
 	measure_refreshes();
 	free_vm();
+	measure_steal_time();
 
 	for (nr = strtok(list, ","); nr; nr = strtok(NULL, ","))
 		measure_dontneed_with_vcpus(atoi_positive("Number of vCPUs", nr));

@@ -1,0 +1,500 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Xen's vcpu_info moves while events are delivered.
+ *
+ * Each vCPU's vcpu_info goes from its default place in shared_info to another one
+ * and back again, over and over, while events of all kinds are raised from threads
+ * of their own: by ioctl, by irqfd, by the guest of one vCPU for another and for
+ * itself, and by timers.  The memory is taken away all the while.  Each event is
+ * raised when the guest has seen the one before, and no sooner, so one that is lost
+ * ends the test, and so does one that nobody raised.  And what was delivered before a
+ * vCPU runs, it sees in that run, so a move cannot make up for what another one has
+ * lost.  The guest's word size changes from round to round.
+ *
+ * Of bugs planted in KVM, moving and resetting without having the guest look at all
+ * ports are found in the first round.
+ */
+#include <linux/mempolicy.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <getopt.h>
+#include <pthread.h>
+#include <sched.h>
+
+#include "test_util.h"
+#include "kvm_util.h"
+#include "processor.h"
+#include "xen.h"
+
+#define MAX_VCPUS		4
+#define UPCALL_VECTOR		0x30
+#define FIRST_GSI		32
+#define TIMER_DELAY_NS		20000
+
+#define AREA_SLOT		10
+#define AREA_GPA		0xc0000000ULL
+#define AREA_GVA		AREA_GPA
+#define AREA_PAGES		3
+
+/* The pages of the area. */
+#define SHARED_INFO		0
+#define DEFAULT_INFO(v)		((v) * 64)
+#define GPA_INFO(v)		(PAGE_SIZE + 64 + (v) * 64)
+#define HVA_INFO(v)		(2 * PAGE_SIZE + 128 + (v) * 64)
+
+enum { BY_IOCTL, BY_IRQFD, BY_HCALL, BY_IPI, BY_TIMER, NR_SOURCES };
+
+/* Each in a word of its own, of 32 bits. */
+static u32 port_of(int v, int source)
+{
+	return (1 + v * NR_SOURCES + source) * 33;
+}
+
+/* Between host and guest, in memory that nobody disturbs. */
+struct shared {
+	u32 nr_vcpus;
+	u32 nr_events;
+	bool long_mode;
+	u64 vcpu_info[MAX_VCPUS];
+	u32 sent[MAX_VCPUS][NR_SOURCES];
+	/* Of those that one knows of: of irqfds and timers one does not. */
+	u32 delivered[MAX_VCPUS][NR_SOURCES];
+	u32 seen[MAX_VCPUS][NR_SOURCES];
+	u32 nothing_seen[MAX_VCPUS];
+};
+
+static u32 get(u32 *p)
+{
+	return __atomic_load_n(p, __ATOMIC_SEQ_CST);
+}
+
+static void add(u32 *p)
+{
+	__atomic_add_fetch(p, 1, __ATOMIC_SEQ_CST);
+}
+
+/* The sender's: whether the event before was seen, and there is one more to send. */
+static bool may_send(struct shared *sh, int v, int source)
+{
+	u32 sent = get(&sh->sent[v][source]);
+
+	if (get(&sh->seen[v][source]) != sent || sent == get(&sh->nr_events))
+		return false;
+
+	add(&sh->sent[v][source]);
+	return true;
+}
+
+static void has_sent(struct shared *sh, int v, int source)
+{
+	add(&sh->delivered[v][source]);
+}
+
+static bool all_seen(struct shared *sh, int v)
+{
+	int source;
+
+	for (source = 0; source < NR_SOURCES; source++) {
+		if (get(&sh->seen[v][source]) != get(&sh->nr_events))
+			return false;
+	}
+
+	return true;
+}
+
+/* The guest */
+
+static struct shared *guest_sh;
+
+static u64 guest_take_sels(void *vcpu_info)
+{
+	struct xen_vcpu_info32 *vi32 = vcpu_info;
+	struct xen_vcpu_info *vi = vcpu_info;
+
+	if (guest_sh->long_mode)
+		return __atomic_exchange_n(&vi->evtchn_pending_sel, 0, __ATOMIC_SEQ_CST);
+
+	return __atomic_exchange_n(&vi32->evtchn_pending_sel, 0, __ATOMIC_SEQ_CST);
+}
+
+static void guest_upcall(struct ex_regs *regs)
+{
+	u32 v = rdmsr(MSR_KERNEL_GS_BASE), word_bits = guest_sh->long_mode ? 64 : 32, source;
+	struct xen_shared_info *shinfo = (void *)AREA_GVA + SHARED_INFO;
+	struct xen_vcpu_info *vi = (void *)guest_sh->vcpu_info[v];
+	bool any = false;
+	u64 sels;
+
+	WRITE_ONCE(vi->evtchn_upcall_pending, 0);
+	sels = guest_take_sels(vi);
+
+	for (source = 0; source < NR_SOURCES; source++) {
+		u32 port = port_of(v, source);
+		u64 bit = BIT_ULL(port % 64);
+
+		if (!(sels & BIT_ULL(port / word_bits)))
+			continue;
+
+		/* The bits are where they are in either word size. */
+		if (!(__atomic_fetch_and(&shinfo->evtchn_pending[port / 64], ~bit,
+					 __ATOMIC_SEQ_CST) & bit))
+			continue;
+
+		any = true;
+		add(&guest_sh->seen[v][source]);
+		GUEST_ASSERT_EQ(guest_sh->seen[v][source], get(&guest_sh->sent[v][source]));
+	}
+
+	if (!any)
+		guest_sh->nothing_seen[v]++;
+}
+
+static void guest_code(struct shared *sh, u32 v)
+{
+	u32 other = (v + 1) % sh->nr_vcpus;
+	int i;
+
+	guest_sh = sh;
+	wrmsr(MSR_KERNEL_GS_BASE, v);
+
+	for (;;) {
+		sti_nop();
+		for (i = 0; i < 4; i++) {
+			if (may_send(sh, other, BY_HCALL)) {
+				GUEST_ASSERT_EQ(xen_guest_send(port_of(other, BY_HCALL)), 0);
+				has_sent(sh, other, BY_HCALL);
+			}
+			if (may_send(sh, v, BY_IPI)) {
+				GUEST_ASSERT_EQ(xen_guest_send(port_of(v, BY_IPI)), 0);
+				has_sent(sh, v, BY_IPI);
+			}
+		}
+		cli();
+		GUEST_SYNC(0);
+	}
+}
+
+/* The host */
+
+static u32 nr_vcpus = 2, nr_rounds = 4, nr_events = 100;
+static struct kvm_vcpu *vcpus[MAX_VCPUS];
+static u32 moves[MAX_VCPUS], times_taken_away;
+static int irqfds[MAX_VCPUS];
+static struct shared *sh;
+static struct kvm_vm *vm;
+static bool stop;
+
+static const char * const source_names[NR_SOURCES] = {
+	"ioctl", "irqfd", "hypercall", "IPI", "timer",
+};
+
+static void set_vcpu_info(int v, u16 type, u64 addr)
+{
+	struct kvm_xen_vcpu_attr attr = { .type = type, .u.gpa = addr };
+
+	vcpu_ioctl(vcpus[v], KVM_XEN_VCPU_SET_ATTR, &attr);
+}
+
+/* Default, by GPA, default, by HVA.  What is left behind, nobody finds. */
+static void move_vcpu_info(int v)
+{
+	u64 old = sh->vcpu_info[v] - AREA_GVA, offset = DEFAULT_INFO(v);
+	void *area = addr_gpa2hva(vm, AREA_GPA);
+
+	switch (moves[v]++ % 4) {
+	case 0:
+		offset = GPA_INFO(v);
+		set_vcpu_info(v, KVM_XEN_VCPU_ATTR_TYPE_VCPU_INFO, AREA_GPA + offset);
+		break;
+	case 2:
+		offset = HVA_INFO(v);
+		set_vcpu_info(v, KVM_XEN_VCPU_ATTR_TYPE_VCPU_INFO_HVA,
+			      (unsigned long)area + offset);
+		break;
+	case 1:
+		set_vcpu_info(v, KVM_XEN_VCPU_ATTR_TYPE_VCPU_INFO, KVM_XEN_INVALID_GPA);
+		break;
+	default:
+		set_vcpu_info(v, KVM_XEN_VCPU_ATTR_TYPE_VCPU_INFO_HVA, 0);
+	}
+
+	memset(area + old, 0, offsetof(struct xen_vcpu_info, time));
+	sh->vcpu_info[v] = AREA_GVA + offset;
+}
+
+static void start_timer(int v)
+{
+	struct kvm_clock_data clock;
+
+	vm_ioctl(vm, KVM_GET_CLOCK, &clock);
+	xen_set_timer(vcpus[v], port_of(v, BY_TIMER), clock.clock + TIMER_DELAY_NS);
+}
+
+/* Have it that there are events which the guest has not seen when vcpu_info moves. */
+static void let_others_send(int v)
+{
+	u32 events = get(&sh->nr_events);
+	int i;
+
+	for (i = 0; i < 20 && get(&sh->seen[v][BY_IOCTL]) != events; i++)
+		sched_yield();
+}
+
+static void *run_vcpu(void *arg)
+{
+	u32 delivered[NR_SOURCES];
+	int v = (long)arg, i;
+	struct ucall uc;
+
+	while (!all_seen(sh, v) || !READ_ONCE(stop)) {
+		if (may_send(sh, v, BY_TIMER))
+			start_timer(v);
+
+		/* What was delivered before the vCPU runs, it sees at once. */
+		for (i = 0; i < NR_SOURCES; i++)
+			delivered[i] = get(&sh->delivered[v][i]);
+
+		vcpu_run(vcpus[v]);
+		if (get_ucall(vcpus[v], &uc) == UCALL_ABORT)
+			REPORT_GUEST_ASSERT(uc);
+
+		for (i = 0; i < NR_SOURCES; i++)
+			TEST_ASSERT(get(&sh->seen[v][i]) >= delivered[i],
+				    "vCPU %d, %s: %u delivered, %u seen, after %u moves", v,
+				    source_names[i], delivered[i], sh->seen[v][i], moves[v]);
+
+		let_others_send(v);
+		move_vcpu_info(v);
+	}
+
+	return NULL;
+}
+
+static void *send_by_ioctl(void *arg)
+{
+	int v = (long)arg;
+
+	while (!READ_ONCE(stop)) {
+		if (may_send(sh, v, BY_IOCTL)) {
+			xen_evtchn_send(vcpus[v], port_of(v, BY_IOCTL));
+			has_sent(sh, v, BY_IOCTL);
+		} else {
+			sched_yield();
+		}
+	}
+
+	return NULL;
+}
+
+static void *send_by_irqfd(void *arg)
+{
+	int v = (long)arg;
+
+	while (!READ_ONCE(stop)) {
+		if (may_send(sh, v, BY_IRQFD))
+			TEST_ASSERT_EQ(eventfd_write(irqfds[v], 1), 0);
+		else
+			sched_yield();
+	}
+
+	return NULL;
+}
+
+/* The pages stay in the memfd; whoever wants one has to look for it anew. */
+static void *take_memory_away(void *unused)
+{
+	char *area = addr_gpa2hva(vm, AREA_GPA);
+	void *pages[AREA_PAGES];
+	int status[AREA_PAGES], nodes[AREA_PAGES], i, n;
+
+	for (i = 0; i < AREA_PAGES; i++)
+		pages[i] = area + i * PAGE_SIZE;
+
+	for (n = 0; !READ_ONCE(stop); n++) {
+		for (i = 0; i < AREA_PAGES; i++)
+			nodes[i] = n % 2;
+		/* Without a second node, there is nowhere to move them. */
+		syscall(__NR_move_pages, 0, AREA_PAGES, pages, nodes, status, MPOL_MF_MOVE);
+		TEST_ASSERT_EQ(madvise(area, AREA_PAGES * PAGE_SIZE, MADV_DONTNEED), 0);
+		times_taken_away++;
+		sched_yield();
+	}
+
+	return NULL;
+}
+
+static void bind_ipi(struct kvm_vcpu *vcpu, u32 port)
+{
+	struct kvm_xen_hvm_attr attr = {
+		.type = KVM_XEN_ATTR_TYPE_EVTCHN,
+		.u.evtchn = {
+			.send_port = port,
+			.type = EVTCHNSTAT_ipi,
+			.deliver.port = {
+				.port = port,
+				.vcpu = vcpu->id,
+				.priority = KVM_IRQ_ROUTING_XEN_EVTCHN_PRIO_2LEVEL,
+			},
+		},
+	};
+
+	vm_ioctl(vm, KVM_XEN_HVM_SET_ATTR, &attr);
+}
+
+static void set_vcpu_id(struct kvm_vcpu *vcpu, u32 id)
+{
+	struct kvm_xen_vcpu_attr attr = {
+		.type = KVM_XEN_VCPU_ATTR_TYPE_VCPU_ID,
+		.u.vcpu_id = id,
+	};
+
+	vcpu_ioctl(vcpu, KVM_XEN_VCPU_SET_ATTR, &attr);
+}
+
+static void route_irqfds(void)
+{
+	struct {
+		struct kvm_irq_routing info;
+		struct kvm_irq_routing_entry entry[MAX_VCPUS];
+	} routing = { .info.nr = nr_vcpus };
+	int v;
+
+	for (v = 0; v < nr_vcpus; v++) {
+		routing.entry[v].gsi = FIRST_GSI + v;
+		routing.entry[v].type = KVM_IRQ_ROUTING_XEN_EVTCHN;
+		routing.entry[v].u.xen_evtchn = xen_evtchn(vcpus[v], port_of(v, BY_IRQFD));
+	}
+	vm_ioctl(vm, KVM_SET_GSI_ROUTING, &routing.info);
+
+	for (v = 0; v < nr_vcpus; v++) {
+		irqfds[v] = kvm_new_eventfd();
+		kvm_assign_irqfd(vm, FIRST_GSI + v, irqfds[v]);
+	}
+}
+
+static void create_vm(void)
+{
+	gva_t shared;
+	int v;
+
+	vm = vm_create_with_vcpus(nr_vcpus, guest_code, vcpus);
+	shared = vm_alloc_page(vm);
+	sh = addr_gva2hva(vm, shared);
+	sh->nr_vcpus = nr_vcpus;
+	vm_userspace_mem_region_add(vm, VM_MEM_SRC_SHMEM, AREA_GPA, AREA_SLOT, AREA_PAGES, 0);
+	virt_map(vm, AREA_GVA, AREA_GPA, AREA_PAGES);
+	vm_install_exception_handler(vm, UPCALL_VECTOR, guest_upcall);
+
+	xen_enable_default_vcpu_info(vm);
+	xen_set_upcall_vector(vm, UPCALL_VECTOR);
+	xen_set_shared_info(vm, AREA_GPA + SHARED_INFO);
+	route_irqfds();
+
+	for (v = 0; v < nr_vcpus; v++) {
+		vcpu_args_set(vcpus[v], 2, shared, v);
+		set_vcpu_id(vcpus[v], v);
+		sh->vcpu_info[v] = AREA_GVA + DEFAULT_INFO(v);
+		xen_bind_evtchn(vcpus[v], port_of(v, BY_HCALL), 0);
+		bind_ipi(vcpus[v], port_of(v, BY_IPI));
+	}
+}
+
+static void start(pthread_t *thread, void *(*fn)(void *), long arg)
+{
+	TEST_ASSERT_EQ(pthread_create(thread, NULL, fn, (void *)arg), 0);
+}
+
+static void run_round(int round)
+{
+	pthread_t vcpu_threads[MAX_VCPUS], senders[2 * MAX_VCPUS], disturber;
+	int v;
+
+	alarm(120);
+	sh->long_mode = round % 2;
+	xen_set_long_mode(vm, sh->long_mode);
+	sh->nr_events += nr_events;
+	stop = false;
+
+	start(&disturber, take_memory_away, 0);
+	for (v = 0; v < nr_vcpus; v++) {
+		start(&vcpu_threads[v], run_vcpu, v);
+		start(&senders[2 * v], send_by_ioctl, v);
+		start(&senders[2 * v + 1], send_by_irqfd, v);
+	}
+
+	/* Whoever is done goes on to move, until all are. */
+	for (v = 0; v < nr_vcpus; v++) {
+		while (!all_seen(sh, v))
+			usleep(1000);
+	}
+	WRITE_ONCE(stop, true);
+
+	pthread_join(disturber, NULL);
+	for (v = 0; v < nr_vcpus; v++) {
+		pthread_join(vcpu_threads[v], NULL);
+		pthread_join(senders[2 * v], NULL);
+		pthread_join(senders[2 * v + 1], NULL);
+	}
+}
+
+static void time_is_up(int sig)
+{
+	int v, source;
+
+	for (v = 0; v < nr_vcpus; v++) {
+		for (source = 0; source < NR_SOURCES; source++)
+			fprintf(stderr, "vCPU %d, %s: %u sent, %u seen\n", v, source_names[source],
+				sh->sent[v][source], sh->seen[v][source]);
+	}
+	fprintf(stderr, "An event was lost, or takes more than 120 s\n");
+	_exit(KSFT_FAIL);
+}
+
+static void help(const char *name)
+{
+	printf("usage: %s [-h] [-n vcpus] [-r rounds] [-e events of each kind, vCPU and round]\n",
+	       name);
+}
+
+int main(int argc, char *argv[])
+{
+	u32 total = 0, nothing = 0;
+	int i, opt;
+
+	TEST_REQUIRE(xen_has_evtchn_send());
+	TEST_REQUIRE(kvm_check_cap(KVM_CAP_XEN_HVM) & KVM_XEN_HVM_CONFIG_DEFAULT_VCPU_INFO);
+
+	while ((opt = getopt(argc, argv, "hn:r:e:")) != -1) {
+		switch (opt) {
+		case 'n':
+			nr_vcpus = atoi_positive("Number of vCPUs", optarg);
+			TEST_ASSERT(nr_vcpus <= MAX_VCPUS, "At most %d vCPUs", MAX_VCPUS);
+			break;
+		case 'r':
+			nr_rounds = atoi_positive("Number of rounds", optarg);
+			break;
+		case 'e':
+			nr_events = atoi_positive("Number of events", optarg);
+			break;
+		default:
+			help(argv[0]);
+			exit(opt == 'h' ? KSFT_PASS : KSFT_FAIL);
+		}
+	}
+
+	signal(SIGALRM, time_is_up);
+	create_vm();
+	for (i = 0; i < nr_rounds; i++)
+		run_round(i);
+
+	for (i = 0; i < nr_vcpus; i++) {
+		total += moves[i];
+		nothing += sh->nothing_seen[i];
+	}
+	pr_info("%u events, %u moves, %u upcalls for nothing, memory taken away %u times\n",
+		nr_vcpus * NR_SOURCES * nr_rounds * nr_events, total, nothing, times_taken_away);
+	TEST_ASSERT(total > nr_rounds * nr_vcpus, "Hardly anything was moved");
+	kvm_vm_free(vm);
+	return 0;
+}
