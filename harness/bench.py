@@ -10,6 +10,7 @@ figure, base, series, ratio) and, by gnuplot, bench.svg.
 """
 
 import argparse
+import math
 import os
 import re
 import statistics
@@ -47,11 +48,11 @@ def measure(tree, machine):
 
 
 def rows(machine, wanted, runs):
-    """(machine, figure, base, series) for what both trees have."""
+    """(machine, figure, base, series); what the base does not have is not a number."""
     median = {t: {n: statistics.median(r[n] for r in runs[t]) for n in runs[t][0]
                   if all(n in r for r in runs[t])} for t in runs}
-    table = [(machine, n, median['base'][n], median['series'][n]) for n in median['series']
-             if n in median['base'] and wanted(n)]
+    table = [(machine, n, median['base'].get(n, math.nan), median['series'][n])
+             for n in median['series'] if wanted(n)]
     for figure, floor in ABOVE:
         if wanted(figure):
             table.append((machine, f'{figure} - {floor}',

@@ -29,12 +29,12 @@ struct gpc_map {
 	kvm_pfn_t pfn[GPC_MAP_MAX];
 };
 
-/* Whether @map maps these frames. */
+/* Whether @map maps these frames, and does so by the memory type that they have. */
 static inline bool gpc_is_map_of(const struct gpc_map *map, const kvm_pfn_t *pfn, unsigned int nr)
 {
 	unsigned int i;
 
-	if (!map->addr || map->nr != nr)
+	if (!map->addr || map->nr != nr || map->kind == GPC_MAP_VMAP_PFN)
 		return false;
 
 	for (i = 0; i < nr; i++) {

@@ -138,7 +138,8 @@ static void kvm_xen_vcpu_info_changed(struct kvm_vcpu *vcpu)
 	kvm_xen_wake_vcpu(vcpu);
 }
 
-void kvm_xen_use_default_vcpu_info(struct kvm *kvm, bool use)
+/* There is no going back while a vCPU has nothing but the default. */
+int kvm_xen_use_default_vcpu_info(struct kvm *kvm, bool use)
 {
 	struct kvm_vcpu *vcpu;
 	unsigned long i;
@@ -146,11 +147,18 @@ void kvm_xen_use_default_vcpu_info(struct kvm *kvm, bool use)
 	lockdep_assert_held(&kvm->arch.xen.xen_lock);
 
 	if (kvm->arch.xen.default_vcpu_info == use)
-		return;
+		return 0;
+
+	kvm_for_each_vcpu(i, vcpu, kvm) {
+		if (!use && kvm_xen_uses_default_vcpu_info(vcpu))
+			return -EBUSY;
+	}
 
 	WRITE_ONCE(kvm->arch.xen.default_vcpu_info, use);
 	kvm_for_each_vcpu(i, vcpu, kvm)
 		kvm_xen_vcpu_info_changed(vcpu);
+
+	return 0;
 }
 
 /* The default vcpu_info goes with the id: it does not change while it is in use. */
@@ -196,18 +204,13 @@ static struct pvclock_wall_clock *kvm_xen_wall_clock(void *khva, bool long_mode,
 	return &compat->wc;
 }
 
-/* Write the wall clock to shared_info, where it is in the guest's word size. */
-static int kvm_xen_write_wall_clock(struct kvm *kvm)
+/* Where it is in the given word size; with shared_info locked. */
+static void kvm_xen_put_wall_clock(struct kvm *kvm, void *khva, bool long_mode)
 {
-	struct gfn_to_pfn_cache *gpc = &kvm->arch.xen.shinfo_cache;
 	struct pvclock_wall_clock *wc;
 	u32 *wc_sec_hi;
+	u32 wc_version;
 	u64 wall_nsec;
-	void *khva;
-
-	khva = kvm_gpc_lock(gpc);
-	if (IS_ERR(khva))
-		return kvm_xen_area_error(PTR_ERR(khva));
 
 	/*
 	 * This code mirrors kvm_write_wall_clock() except that it writes
@@ -215,10 +218,11 @@ static int kvm_xen_write_wall_clock(struct kvm *kvm)
 	 */
 	wall_nsec = kvm_get_wall_clock_epoch(kvm);
 
-	wc = kvm_xen_wall_clock(khva, kvm_xen_long_mode(kvm), &wc_sec_hi);
+	wc = kvm_xen_wall_clock(khva, long_mode, &wc_sec_hi);
 
 	/* The guest reads again if the version is odd, or another one than before. */
-	wc->version = (wc->version + 1) | 1;
+	wc_version = (wc->version + 1) | 1;
+	wc->version = wc_version;
 	/* The version before the time. */
 	smp_wmb();
 
@@ -228,8 +232,19 @@ static int kvm_xen_write_wall_clock(struct kvm *kvm)
 
 	/* The time before the version. */
 	smp_wmb();
-	wc->version++;
+	wc->version = wc_version + 1;
+}
 
+static int kvm_xen_write_wall_clock(struct kvm *kvm)
+{
+	struct gfn_to_pfn_cache *gpc = &kvm->arch.xen.shinfo_cache;
+	void *khva;
+
+	khva = kvm_gpc_lock(gpc);
+	if (IS_ERR(khva))
+		return kvm_xen_area_error(PTR_ERR(khva));
+
+	kvm_xen_put_wall_clock(kvm, khva, kvm_xen_long_mode(kvm));
 	kvm_gpc_unlock(gpc);
 	return 0;
 }
@@ -308,16 +323,22 @@ static int kvm_xen_activate_vcpu_info(struct kvm_vcpu *vcpu, struct kvm_xen_vcpu
 	size_t len = sizeof(struct vcpu_info);
 	int r;
 
-	r = kvm_xen_check_vcpu_info(by_gpa ? data->u.gpa : data->u.hva);
-	if (r)
-		return r;
-
 	r = by_gpa ? kvm_gpc_activate(gpc, data->u.gpa, len) :
 		     kvm_gpc_activate_hva(gpc, data->u.hva, len);
 	return kvm_xen_area_error(r);
 }
 
-/* What the vCPU finds at its default vcpu_info; it does not run. */
+/* All but what is pending, which is others' to write: the vCPU does not run. */
+static void kvm_xen_copy_vcpu_info(struct compat_vcpu_info *to,
+				   const struct compat_vcpu_info *from, bool long_mode)
+{
+	size_t arch = long_mode ? offsetof(struct vcpu_info, arch) :
+				  offsetof(struct compat_vcpu_info, arch);
+
+	WRITE_ONCE(to->evtchn_upcall_mask, READ_ONCE(from->evtchn_upcall_mask));
+	memcpy((void *)to + arch, (const void *)from + arch, sizeof(*to) - arch);
+}
+
 static int kvm_xen_read_default_vcpu_info(struct kvm_vcpu *vcpu, struct compat_vcpu_info *vi)
 {
 	struct gfn_to_pfn_cache *gpc;
@@ -329,25 +350,20 @@ static int kvm_xen_read_default_vcpu_info(struct kvm_vcpu *vcpu, struct compat_v
 	if (IS_ERR(khva))
 		return kvm_xen_area_error(PTR_ERR(khva));
 
-	memcpy(vi, khva + offset, sizeof(*vi));
+	kvm_xen_copy_vcpu_info(vi, khva + offset, kvm_xen_long_mode(vcpu->kvm));
 	kvm_gpc_unlock(gpc);
 	return 0;
 }
 
-/* All but what is pending: some of that may have been delivered here already. */
 static int kvm_xen_write_vcpu_info(struct kvm_vcpu *vcpu, const struct compat_vcpu_info *from)
 {
 	struct gfn_to_pfn_cache *gpc = &vcpu->arch.xen.vcpu_info_cache;
 	struct compat_vcpu_info *vi = kvm_gpc_lock(gpc);
-	size_t arch;
 
 	if (IS_ERR(vi))
 		return kvm_xen_area_error(PTR_ERR(vi));
 
-	arch = kvm_xen_long_mode(vcpu->kvm) ? offsetof(struct vcpu_info, arch) :
-					      offsetof(struct compat_vcpu_info, arch);
-	WRITE_ONCE(vi->evtchn_upcall_mask, from->evtchn_upcall_mask);
-	memcpy((void *)vi + arch, (const void *)from + arch, sizeof(*vi) - arch);
+	kvm_xen_copy_vcpu_info(vi, from, kvm_xen_long_mode(vcpu->kvm));
 	kvm_gpc_unlock_dirty(gpc);
 	return 0;
 }
@@ -384,11 +400,13 @@ static int kvm_xen_move_vcpu_info(struct kvm_vcpu *vcpu, struct kvm_xen_vcpu_att
 
 static void kvm_xen_reset_vcpu_info(struct kvm_vcpu *vcpu)
 {
+	unsigned int offset;
+
 	if (!kvm_gpc_is_active(&vcpu->arch.xen.vcpu_info_cache))
 		return;
 
 	kvm_gpc_deactivate(&vcpu->arch.xen.vcpu_info_cache);
-	if (!kvm_xen_uses_default_vcpu_info(vcpu))
+	if (kvm_xen_vcpu_info(vcpu, &offset) == &vcpu->arch.xen.vcpu_info_cache)
 		return;
 
 	/* The guest may not have seen what was selected where its vcpu_info was. */
@@ -412,6 +430,10 @@ int kvm_xen_set_vcpu_info(struct kvm_vcpu *vcpu, struct kvm_xen_vcpu_attr *data)
 		kvm_xen_reset_vcpu_info(vcpu);
 		return 0;
 	}
+
+	r = kvm_xen_check_vcpu_info(by_gpa ? data->u.gpa : data->u.hva);
+	if (r)
+		return r;
 
 	if (kvm_xen_uses_default_vcpu_info(vcpu))
 		r = kvm_xen_move_vcpu_info(vcpu, data);
@@ -875,7 +897,7 @@ static int kvm_xen_set_port_and_sel(struct kvm_vcpu *vcpu, u32 port)
 	bool long_mode;
 
 	if (IS_ERR(khva))
-		return -EWOULDBLOCK;
+		return port < kvm_xen_nr_ports(vcpu->kvm) ? -EWOULDBLOCK : -EINVAL;
 
 	long_mode = kvm_xen_long_mode(vcpu->kvm);
 	if (likely(port < kvm_xen_nr_ports_in(long_mode)))
@@ -961,22 +983,42 @@ bool kvm_xen_any_pending(struct kvm *kvm, const evtchn_port_t *ports, int nr_por
 	return ret;
 }
 
-/* Runstate is longer in 64-bit mode: the only area whose length depends on that. */
-static int kvm_xen_grow_runstates(struct kvm *kvm, size_t len)
+static int kvm_xen_map_area(struct gfn_to_pfn_cache *gpc, size_t len)
+{
+	void *khva;
+
+	if (!kvm_gpc_is_active(gpc))
+		return 0;
+
+	if (kvm_gpc_len(gpc) < len)
+		return kvm_xen_area_error(kvm_gpc_activate(gpc, kvm_gpc_gpa(gpc), len));
+
+	khva = kvm_gpc_lock(gpc);
+	if (IS_ERR(khva))
+		return kvm_xen_area_error(PTR_ERR(khva));
+
+	kvm_gpc_unlock(gpc);
+	return 0;
+}
+
+/*
+ * Those whose layout depends on the word size, but for shared_info, at the length that
+ * they will have.  Runstate is longer in 64-bit mode.
+ */
+static int kvm_xen_map_areas(struct kvm *kvm, bool long_mode)
 {
 	struct kvm_vcpu *vcpu;
 	unsigned long i;
 	int r;
 
 	kvm_for_each_vcpu(i, vcpu, kvm) {
-		struct gfn_to_pfn_cache *gpc = &vcpu->arch.xen.runstate_cache;
-
-		if (!kvm_gpc_is_active(gpc) || kvm_gpc_len(gpc) >= len)
-			continue;
-
-		r = kvm_gpc_activate(gpc, kvm_gpc_gpa(gpc), len);
+		r = kvm_xen_map_area(&vcpu->arch.xen.runstate_cache,
+				     kvm_xen_runstate_len(long_mode));
+		if (!r)
+			r = kvm_xen_map_area(&vcpu->arch.xen.vcpu_info_cache,
+					     sizeof(struct vcpu_info));
 		if (r)
-			return kvm_xen_area_error(r);
+			return r;
 	}
 
 	return 0;
@@ -998,30 +1040,35 @@ static void kvm_xen_shrink_runstates(struct kvm *kvm, size_t len)
 
 /*
  * The mode is looked at with an area locked that depends on it, i.e. with preemption
- * disabled, which RCU waits for: when this returns, nobody uses the old mode.
+ * disabled, which RCU waits for: when this returns, nobody uses the old mode.  Until
+ * then, events are delivered by either, and one by the old mode may hit the wall clock,
+ * which in 32-bit mode is where a 64-bit guest has ports.
  */
-static void kvm_xen_switch_mode(struct kvm *kvm, bool long_mode)
+static int kvm_xen_switch_mode(struct kvm *kvm, bool long_mode)
 {
-	if (kvm->arch.xen.long_mode == long_mode)
-		return;
+	struct gfn_to_pfn_cache *gpc = &kvm->arch.xen.shinfo_cache;
+	bool old_mode = kvm->arch.xen.long_mode;
+	void *khva;
 
-	WRITE_ONCE(kvm->arch.xen.long_mode, long_mode);
-	synchronize_rcu();
-}
+	if (kvm_gpc_is_active(gpc)) {
+		khva = kvm_gpc_lock(gpc);
+		if (IS_ERR(khva))
+			return kvm_xen_area_error(PTR_ERR(khva));
 
-/*
- * shared_info was there a moment ago, but that may have changed.  What was selected
- * by the new mode until then, the guest does not find by the old one.
- */
-static void kvm_xen_switch_mode_back(struct kvm *kvm, bool long_mode)
-{
-	struct kvm_vcpu *vcpu;
-	unsigned long i;
+		WRITE_ONCE(kvm->arch.xen.long_mode, long_mode);
+		kvm_xen_put_wall_clock(kvm, khva, long_mode);
+		kvm_gpc_unlock(gpc);
+	} else {
+		WRITE_ONCE(kvm->arch.xen.long_mode, long_mode);
+	}
 
-	kvm_xen_switch_mode(kvm, long_mode);
+	if (long_mode != old_mode) {
+		synchronize_rcu();
+		if (kvm_gpc_is_active(gpc))
+			kvm_xen_write_wall_clock(kvm);
+	}
 
-	kvm_for_each_vcpu(i, vcpu, kvm)
-		kvm_xen_select_all(vcpu);
+	return 0;
 }
 
 /*
@@ -1031,28 +1078,14 @@ static void kvm_xen_switch_mode_back(struct kvm *kvm, bool long_mode)
  */
 int kvm_xen_set_long_mode(struct kvm *kvm, bool long_mode)
 {
-	bool has_shared_info = kvm_gpc_is_active(&kvm->arch.xen.shinfo_cache);
-	bool old_mode = kvm->arch.xen.long_mode;
 	int r;
 
 	lockdep_assert_held(&kvm->arch.xen.xen_lock);
 
-	r = kvm_xen_grow_runstates(kvm, kvm_xen_runstate_len(long_mode));
-	if (!r && has_shared_info)
-		r = kvm_xen_wait_shared_info(kvm);
-	if (r)
-		goto shrink;
-
-	kvm_xen_switch_mode(kvm, long_mode);
-	if (!has_shared_info)
-		return 0;
-
-	r = kvm_xen_write_wall_clock(kvm);
+	r = kvm_xen_map_areas(kvm, long_mode);
 	if (!r)
-		return 0;
+		r = kvm_xen_switch_mode(kvm, long_mode);
 
-	kvm_xen_switch_mode_back(kvm, old_mode);
-shrink:
-	kvm_xen_shrink_runstates(kvm, kvm_xen_runstate_len(old_mode));
+	kvm_xen_shrink_runstates(kvm, kvm_xen_runstate_len(kvm->arch.xen.long_mode));
 	return r;
 }

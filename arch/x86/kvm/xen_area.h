@@ -15,7 +15,7 @@
 
 int kvm_xen_set_long_mode(struct kvm *kvm, bool long_mode);
 int kvm_xen_set_shared_info(struct kvm *kvm, struct kvm_xen_hvm_attr *data);
-void kvm_xen_use_default_vcpu_info(struct kvm *kvm, bool use);
+int kvm_xen_use_default_vcpu_info(struct kvm *kvm, bool use);
 int kvm_xen_set_vcpu_id(struct kvm_vcpu *vcpu, u32 vcpu_id);
 struct gfn_to_pfn_cache *kvm_xen_vcpu_info(struct kvm_vcpu *vcpu, unsigned int *offset);
 int kvm_xen_set_vcpu_info(struct kvm_vcpu *vcpu, struct kvm_xen_vcpu_attr *data);

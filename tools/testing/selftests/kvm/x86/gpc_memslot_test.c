@@ -308,6 +308,18 @@ TEST_F(gpc_memslot, halted_pending)
 	pthread_join(h.thread, NULL);
 }
 
+/* It is the guest's own memory that says there is something. */
+TEST_F(gpc_memslot, halted_upcall_pending)
+{
+	struct halted h;
+
+	WRITE_ONCE(self->vi->evtchn_upcall_pending, 1);
+	set_region(self->vm, false);
+	halt(_metadata, self->vcpu, &h);
+	set_region(self->vm, true);
+	pthread_join(h.thread, NULL);
+}
+
 TEST_F(gpc_memslot, halted_shared_info_set)
 {
 	struct halted h;

@@ -25,6 +25,10 @@
  *			of a vCPU that does not run at the time
  *  eventfd_write	write to an eventfd that nobody waits for
  *  irqfd		... to one that raises an event, delivered; floor: evtchn_clear
+ *  evtchn_send_default	KVM_XEN_HVM_EVTCHN_SEND that is delivered to the vcpu_info which is
+ *			in shared_info, and evtchn_clear
+ *  vcpu_info_move	KVM_XEN_VCPU_SET_ATTR of VCPU_INFO, which moves it from there, and
+ *			another one, which resets it
  *  vcpu_attr_ioctl	KVM_XEN_VCPU_SET_ATTR of a type that does not exist
  *  runstate_current*	... of RUNSTATE_CURRENT, with the area in 1 page or across 2
  *  runstate_addr	... of RUNSTATE_ADDR, to another page each time
@@ -272,6 +276,34 @@ static void measure_events(void)
 	kvm_deassign_irqfd(vm, GSI, irqfd);
 	close(irqfd);
 	close(unused_eventfd);
+}
+
+/* Where vcpu_info is until it is registered; not on kernels that leave that to the VMM. */
+
+static void move_and_reset(u32 i)
+{
+	xen_set_vcpu_info(vcpus[0], VCPU_INFO_GPA(0));
+	xen_set_vcpu_info(vcpus[0], KVM_XEN_INVALID_GPA);
+}
+
+static void measure_default_vcpu_info(void)
+{
+	struct kvm_xen_vcpu_attr id = { .type = KVM_XEN_VCPU_ATTR_TYPE_VCPU_ID };
+
+	if (!(kvm_check_cap(KVM_CAP_XEN_HVM) & KVM_XEN_HVM_CONFIG_DEFAULT_VCPU_INFO))
+		return;
+
+	vcpu_ioctl(vcpus[0], KVM_XEN_VCPU_SET_ATTR, &id);
+	xen_enable_default_vcpu_info(vm);
+	move_and_reset(0);
+	vcpu_infos[0] = (void *)shinfo;
+	send_event(0);
+	TEST_ASSERT(is_delivered(0), "No event in the default vcpu_info");
+	measure("evtchn_send_default", send_event, clear_event);
+	measure("vcpu_info_move", move_and_reset, nothing);
+
+	xen_set_vcpu_info(vcpus[0], VCPU_INFO_GPA(0));
+	vcpu_infos[0] = gpa2hva(VCPU_INFO_GPA(0));
 }
 
 /* Runstate */
@@ -659,6 +691,7 @@ int main(int argc, char *argv[])
 	create_vm(NR_SENDERS);
 	measure_clocks();
 	measure_events();
+	measure_default_vcpu_info();
 	measure_runstate();
 	measure_senders();
 	measure_refreshes();

@@ -256,8 +256,18 @@ TEST_F(xen_area, none_unless_enabled)
 {
 	int i;
 
+	struct kvm_xen_hvm_config config = {
+		.flags = KVM_XEN_HVM_CONFIG_INTERCEPT_HCALL | KVM_XEN_HVM_CONFIG_EVTCHN_SEND,
+		.msr = XEN_HYPERCALL_MSR,
+	};
+
+	/* There is no going back while a vCPU has no other one. */
 	ASSERT_EQ(set_vcpu_id(self->vcpu, 0), 0);
+	EXPECT_EQ(__vm_ioctl(self->vm, KVM_XEN_HVM_CONFIG, &config), -1);
+	EXPECT_EQ(errno, EBUSY);
+	drop_shared_info(self->vm);
 	xen_enable(self->vm);
+	set_shared_info(self->vm, variant->by_hva);
 	xen_set_long_mode(self->vm, variant->long_mode);
 	ASSERT_EQ(set_vcpu_id(self->vcpu, 1), 0);
 	xen_evtchn_send(self->vcpu, PORT);
@@ -382,6 +392,23 @@ TEST_F(xen_area, reset)
 	ASSERT_EQ(set_vcpu_info(self->vcpu, KVM_XEN_INVALID_GPA, variant->by_hva), 0);
 	vcpu_run(self->vcpu);
 	expect_nothing(_metadata, from);
+}
+
+/* What is pending is found, even if shared_info was away when vcpu_info was reset. */
+TEST_F(xen_area, reset_without_shared_info)
+{
+	u8 *from = default_vcpu_info(self->shinfo, 5);
+
+	ASSERT_EQ(set_vcpu_id(self->vcpu, 5), 0);
+	ASSERT_EQ(set_vcpu_info(self->vcpu, VCPU_INFO_GPA, variant->by_hva), 0);
+	vcpu_run(self->vcpu);
+	xen_evtchn_send(self->vcpu, PORT);
+	drop_shared_info(self->vm);
+	ASSERT_EQ(set_vcpu_info(self->vcpu, KVM_XEN_INVALID_GPA, variant->by_hva), 0);
+	set_shared_info(self->vm, variant->by_hva);
+	vcpu_run(self->vcpu);
+	EXPECT_EQ(from[0], 1);
+	EXPECT_NE(sel_at(from, variant->long_mode), 0);
 }
 
 TEST_F(xen_area, move_fails)

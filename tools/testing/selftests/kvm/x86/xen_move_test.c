@@ -9,7 +9,8 @@
  * raised when the guest has seen the one before, and no sooner, so one that is lost
  * ends the test, and so does one that nobody raised.  And what was delivered before a
  * vCPU runs, it sees in that run, so a move cannot make up for what another one has
- * lost.  The guest's word size changes from round to round.
+ * lost.  In the middle of each round, the VM is saved and restored, as for a live
+ * update.  The guest's word size changes from round to round.
  *
  * Of bugs planted in KVM, moving and resetting without having the guest look at all
  * ports are found in the first round.
@@ -43,7 +44,8 @@
 #define GPA_INFO(v)		(PAGE_SIZE + 64 + (v) * 64)
 #define HVA_INFO(v)		(2 * PAGE_SIZE + 128 + (v) * 64)
 
-enum { BY_IOCTL, BY_IRQFD, BY_HCALL, BY_IPI, BY_TIMER, NR_SOURCES };
+/* The last one is for when the others have stopped, once a round. */
+enum { BY_IOCTL, BY_IRQFD, BY_HCALL, BY_IPI, BY_TIMER, BY_VMM, NR_SOURCES };
 
 /* Each in a word of its own, of 32 bits. */
 static u32 port_of(int v, int source)
@@ -95,7 +97,7 @@ static bool all_seen(struct shared *sh, int v)
 {
 	int source;
 
-	for (source = 0; source < NR_SOURCES; source++) {
+	for (source = 0; source < BY_VMM; source++) {
 		if (get(&sh->seen[v][source]) != get(&sh->nr_events))
 			return false;
 	}
@@ -130,7 +132,7 @@ static void guest_upcall(struct ex_regs *regs)
 	sels = guest_take_sels(vi);
 
 	for (source = 0; source < NR_SOURCES; source++) {
-		u32 port = port_of(v, source);
+		u32 port = port_of(v, source), sent;
 		u64 bit = BIT_ULL(port % 64);
 
 		if (!(sels & BIT_ULL(port / word_bits)))
@@ -141,9 +143,11 @@ static void guest_upcall(struct ex_regs *regs)
 					 __ATOMIC_SEQ_CST) & bit))
 			continue;
 
+		/* The next one is sent as soon as this one was seen. */
 		any = true;
+		sent = get(&guest_sh->sent[v][source]);
+		GUEST_ASSERT_EQ(guest_sh->seen[v][source] + 1, sent);
 		add(&guest_sh->seen[v][source]);
-		GUEST_ASSERT_EQ(guest_sh->seen[v][source], get(&guest_sh->sent[v][source]));
 	}
 
 	if (!any)
@@ -183,10 +187,10 @@ static u32 moves[MAX_VCPUS], times_taken_away;
 static int irqfds[MAX_VCPUS];
 static struct shared *sh;
 static struct kvm_vm *vm;
-static bool stop;
+static bool stop, in_the_middle;
 
 static const char * const source_names[NR_SOURCES] = {
-	"ioctl", "irqfd", "hypercall", "IPI", "timer",
+	"ioctl", "irqfd", "hypercall", "IPI", "timer", "VMM",
 };
 
 static void set_vcpu_info(int v, u16 type, u64 addr)
@@ -247,7 +251,7 @@ static void *run_vcpu(void *arg)
 	int v = (long)arg, i;
 	struct ucall uc;
 
-	while (!all_seen(sh, v) || !READ_ONCE(stop)) {
+	while (!READ_ONCE(stop) || !(in_the_middle || all_seen(sh, v))) {
 		if (may_send(sh, v, BY_TIMER))
 			start_timer(v);
 
@@ -263,6 +267,10 @@ static void *run_vcpu(void *arg)
 			TEST_ASSERT(get(&sh->seen[v][i]) >= delivered[i],
 				    "vCPU %d, %s: %u delivered, %u seen, after %u moves", v,
 				    source_names[i], delivered[i], sh->seen[v][i], moves[v]);
+
+		/* Do not have all selectors set when it is saved. */
+		if (in_the_middle && READ_ONCE(stop))
+			break;
 
 		let_others_send(v);
 		move_vcpu_info(v);
@@ -373,6 +381,84 @@ static void route_irqfds(void)
 	}
 }
 
+/* What a VMM sets up anew. */
+static void set_up_events(void)
+{
+	int v;
+
+	route_irqfds();
+	for (v = 0; v < nr_vcpus; v++) {
+		xen_bind_evtchn(vcpus[v], port_of(v, BY_HCALL), 0);
+		bind_ipi(vcpus[v], port_of(v, BY_IPI));
+	}
+}
+
+static struct kvm_xen_vcpu_attr get_attr(int v, u16 type)
+{
+	struct kvm_xen_vcpu_attr attr = { .type = type };
+
+	vcpu_ioctl(vcpus[v], KVM_XEN_VCPU_GET_ATTR, &attr);
+	return attr;
+}
+
+/*
+ * Save the VM and restore it, with whatever is pending: in shared_info, in a vcpu_info,
+ * in the kernel for want of these, in a timer.
+ */
+static void save_and_restore(void)
+{
+	struct kvm_xen_vcpu_attr by_gpa[MAX_VCPUS], by_hva[MAX_VCPUS], timer[MAX_VCPUS];
+	char *area = addr_gpa2hva(vm, AREA_GPA);
+	struct kvm_x86_state *state[MAX_VCPUS];
+	struct kvm_clock_data clock, now = {};
+	int v;
+
+	for (v = 0; v < nr_vcpus; v++) {
+		kvm_deassign_irqfd(vm, FIRST_GSI + v, irqfds[v]);
+		close(irqfds[v]);
+	}
+	/* Where vcpu_info is in a page of its own, the selector waits in the kernel. */
+	for (v = 0; v < nr_vcpus; v++) {
+		TEST_ASSERT_EQ(madvise(area, AREA_PAGES * PAGE_SIZE, MADV_DONTNEED), 0);
+		TEST_ASSERT(may_send(sh, v, BY_VMM), "An event was lost over the last time");
+		xen_evtchn_send(vcpus[v], port_of(v, BY_VMM));
+		has_sent(sh, v, BY_VMM);
+	}
+	for (v = 0; v < nr_vcpus; v++) {
+		state[v] = vcpu_save_state(vcpus[v]);
+		timer[v] = get_attr(v, KVM_XEN_VCPU_ATTR_TYPE_TIMER);
+		by_gpa[v] = get_attr(v, KVM_XEN_VCPU_ATTR_TYPE_VCPU_INFO);
+		by_hva[v] = get_attr(v, KVM_XEN_VCPU_ATTR_TYPE_VCPU_INFO_HVA);
+	}
+	vm_ioctl(vm, KVM_GET_CLOCK, &clock);
+	kvm_vm_release(vm);
+
+	kvm_vm_restart(vm);
+	for (v = 0; v < nr_vcpus; v++) {
+		vcpus[v] = vm_vcpu_recreate(vm, v);
+		vcpu_load_state(vcpus[v], state[v]);
+		kvm_x86_state_cleanup(state[v]);
+	}
+	now.clock = clock.clock;
+	vm_ioctl(vm, KVM_SET_CLOCK, &now);
+	xen_enable_default_vcpu_info(vm);
+	xen_set_long_mode(vm, sh->long_mode);
+	xen_set_upcall_vector(vm, UPCALL_VECTOR);
+
+	/* First what is registered, so that nothing is moved: it is there already. */
+	for (v = 0; v < nr_vcpus; v++) {
+		if (by_gpa[v].u.gpa != KVM_XEN_INVALID_GPA)
+			vcpu_ioctl(vcpus[v], KVM_XEN_VCPU_SET_ATTR, &by_gpa[v]);
+		else if (by_hva[v].u.hva)
+			vcpu_ioctl(vcpus[v], KVM_XEN_VCPU_SET_ATTR, &by_hva[v]);
+		set_vcpu_id(vcpus[v], v);
+	}
+	xen_set_shared_info(vm, AREA_GPA + SHARED_INFO);
+	set_up_events();
+	for (v = 0; v < nr_vcpus; v++)
+		vcpu_ioctl(vcpus[v], KVM_XEN_VCPU_SET_ATTR, &timer[v]);
+}
+
 static void create_vm(void)
 {
 	gva_t shared;
@@ -389,14 +475,12 @@ static void create_vm(void)
 	xen_enable_default_vcpu_info(vm);
 	xen_set_upcall_vector(vm, UPCALL_VECTOR);
 	xen_set_shared_info(vm, AREA_GPA + SHARED_INFO);
-	route_irqfds();
+	set_up_events();
 
 	for (v = 0; v < nr_vcpus; v++) {
 		vcpu_args_set(vcpus[v], 2, shared, v);
 		set_vcpu_id(vcpus[v], v);
 		sh->vcpu_info[v] = AREA_GVA + DEFAULT_INFO(v);
-		xen_bind_evtchn(vcpus[v], port_of(v, BY_HCALL), 0);
-		bind_ipi(vcpus[v], port_of(v, BY_IPI));
 	}
 }
 
@@ -405,17 +489,17 @@ static void start(pthread_t *thread, void *(*fn)(void *), long arg)
 	TEST_ASSERT_EQ(pthread_create(thread, NULL, fn, (void *)arg), 0);
 }
 
-static void run_round(int round)
+static bool half_seen(int v)
+{
+	return sh->nr_events - get(&sh->seen[v][BY_IOCTL]) <= nr_events / 2;
+}
+
+static void run_vm(void)
 {
 	pthread_t vcpu_threads[MAX_VCPUS], senders[2 * MAX_VCPUS], disturber;
 	int v;
 
-	alarm(120);
-	sh->long_mode = round % 2;
-	xen_set_long_mode(vm, sh->long_mode);
-	sh->nr_events += nr_events;
 	stop = false;
-
 	start(&disturber, take_memory_away, 0);
 	for (v = 0; v < nr_vcpus; v++) {
 		start(&vcpu_threads[v], run_vcpu, v);
@@ -425,7 +509,7 @@ static void run_round(int round)
 
 	/* Whoever is done goes on to move, until all are. */
 	for (v = 0; v < nr_vcpus; v++) {
-		while (!all_seen(sh, v))
+		while (in_the_middle ? !half_seen(v) : !all_seen(sh, v))
 			usleep(1000);
 	}
 	WRITE_ONCE(stop, true);
@@ -436,6 +520,20 @@ static void run_round(int round)
 		pthread_join(senders[2 * v], NULL);
 		pthread_join(senders[2 * v + 1], NULL);
 	}
+}
+
+static void run_round(int round)
+{
+	alarm(120);
+	sh->long_mode = round % 2;
+	xen_set_long_mode(vm, sh->long_mode);
+	sh->nr_events += nr_events;
+
+	in_the_middle = true;
+	run_vm();
+	save_and_restore();
+	in_the_middle = false;
+	run_vm();
 }
 
 static void time_is_up(int sig)
@@ -493,7 +591,7 @@ int main(int argc, char *argv[])
 		nothing += sh->nothing_seen[i];
 	}
 	pr_info("%u events, %u moves, %u upcalls for nothing, memory taken away %u times\n",
-		nr_vcpus * NR_SOURCES * nr_rounds * nr_events, total, nothing, times_taken_away);
+		nr_vcpus * nr_rounds * (BY_VMM * nr_events + 1), total, nothing, times_taken_away);
 	TEST_ASSERT(total > nr_rounds * nr_vcpus, "Hardly anything was moved");
 	kvm_vm_free(vm);
 	return 0;
