@@ -154,6 +154,13 @@ static void guest_upcall(struct ex_regs *regs)
 		guest_sh->nothing_seen[v]++;
 }
 
+/* The timer was started before the vCPU ran, so there is something to wait for. */
+static void guest_await_timer(struct shared *sh, u32 v)
+{
+	if (get(&sh->seen[v][BY_TIMER]) != get(&sh->sent[v][BY_TIMER]))
+		asm volatile("sti; hlt; cli");
+}
+
 static void guest_code(struct shared *sh, u32 v)
 {
 	u32 other = (v + 1) % sh->nr_vcpus;
@@ -175,6 +182,7 @@ static void guest_code(struct shared *sh, u32 v)
 			}
 		}
 		cli();
+		guest_await_timer(sh, v);
 		GUEST_SYNC(0);
 	}
 }
