@@ -19,6 +19,8 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 # Two nodes, so that move_pages() can move something.
 APPEND = 'console=ttyS0 panic=-1 numa=fake=2 kvm.force_emulation_prefix=1 kvm.enable_pmu=1'
 BARE_MIB = 16
+# Both together no more than 2048, and this one in whole sections of the kernel's, 128.
+BOCHS_MIB = 1920
 
 
 def append(end):
@@ -242,7 +244,7 @@ class Bochs:
         os.rename(initrd, os.path.join(root, 'initrd'))
         with open(os.path.join(root, 'isolinux.cfg'), 'w') as f:
             # Bochs' xsave and string instructions are not to be relied upon.
-            f.write(ISOLINUX.format(append=append(2048) + ' nokaslr noxsave clearcpuid=erms,fsrm mitigations=off'))
+            f.write(ISOLINUX.format(append=append(BOCHS_MIB) + ' nokaslr noxsave clearcpuid=erms,fsrm mitigations=off'))
         iso = os.path.join(plan.dir, 'tmp.iso')
         subprocess.run([xorriso, '-as', 'mkisofs', '-quiet', '-o', iso, '-b', 'isolinux.bin',
                         '-c', 'boot.cat', '-no-emul-boot', '-boot-load-size', '4',
@@ -252,7 +254,7 @@ class Bochs:
         paths = fifos(plan)
         rc, cmd = os.path.join(plan.dir, 'tmp.bochsrc'), os.path.join(plan.dir, 'tmp.rc')
         with open(rc, 'w') as f:
-            f.write(BOCHSRC.format(megs=2048 + BARE_MIB, iso=iso, log=os.path.join(plan.dir, 'bochs.log'), **paths))
+            f.write(BOCHSRC.format(megs=BOCHS_MIB + BARE_MIB, iso=iso, log=os.path.join(plan.dir, 'bochs.log'), **paths))
         with open(cmd, 'w') as f:
             f.write('c\n')      # Debian's build has the debugger
         return Process(plan, [bochs, '-q', '-f', rc, '-rc', cmd], paths, tty=True)

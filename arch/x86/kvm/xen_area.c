@@ -164,6 +164,8 @@ int kvm_xen_use_default_vcpu_info(struct kvm *kvm, bool use)
 /* The default vcpu_info goes with the id: it does not change while it is in use. */
 int kvm_xen_set_vcpu_id(struct kvm_vcpu *vcpu, u32 vcpu_id)
 {
+	unsigned int offset;
+
 	lockdep_assert_held(&vcpu->kvm->arch.xen.xen_lock);
 
 	if (vcpu->arch.xen.vcpu_id == vcpu_id)
@@ -171,6 +173,10 @@ int kvm_xen_set_vcpu_id(struct kvm_vcpu *vcpu, u32 vcpu_id)
 
 	if (kvm_xen_uses_default_vcpu_info(vcpu))
 		return -EBUSY;
+
+	/* Selectors that are set in another default, the guest does not find. */
+	if (kvm_xen_vcpu_info(vcpu, &offset) != &vcpu->arch.xen.vcpu_info_cache)
+		kvm_xen_select_all(vcpu);
 
 	WRITE_ONCE(vcpu->arch.xen.vcpu_id, vcpu_id);
 	if (kvm_xen_uses_default_vcpu_info(vcpu))
@@ -290,11 +296,7 @@ int kvm_xen_set_shared_info(struct kvm *kvm, struct kvm_xen_hvm_attr *data)
 			r = kvm_xen_write_wall_clock(kvm);
 	}
 
-	/*
-	 * Even if a vCPU does not sleep: it may have tried just before.
-	 * And even on failure: it may have tried while the cache had the
-	 * address that turned out to be no good.
-	 */
+	/* Even if a vCPU does not sleep: it may have tried just before. */
 	kvm_for_each_vcpu(i, vcpu, kvm) {
 		if (kvm_xen_uses_default_vcpu_info(vcpu))
 			kvm_make_request(KVM_REQ_CLOCK_UPDATE, vcpu);
@@ -501,7 +503,10 @@ int kvm_xen_get_guest_pvclock(struct kvm_vcpu *vcpu,
 	int r = -EOPNOTSUPP;
 
 	gpc = kvm_xen_vcpu_info(vcpu, &offset);
-	if (kvm_gpc_is_active(gpc))
+	/* A default that is in use again has the time of when it was left. */
+	if (kvm_gpc_is_active(gpc) &&
+	    (gpc == &vcpu->arch.xen.vcpu_info_cache ||
+	     !kvm_test_request(KVM_REQ_CLOCK_UPDATE, vcpu)))
 		r = kvm_xen_read_pvclock(vcpu, hv_clock, gpc,
 					 offset + offsetof(struct compat_vcpu_info, time));
 	if (r && kvm_gpc_is_active(time_info))
@@ -1078,11 +1083,12 @@ static int kvm_xen_switch_mode(struct kvm *kvm, bool long_mode)
  */
 int kvm_xen_set_long_mode(struct kvm *kvm, bool long_mode)
 {
-	int r;
+	int r = 0;
 
 	lockdep_assert_held(&kvm->arch.xen.xen_lock);
 
-	r = kvm_xen_map_areas(kvm, long_mode);
+	if (long_mode != kvm->arch.xen.long_mode)
+		r = kvm_xen_map_areas(kvm, long_mode);
 	if (!r)
 		r = kvm_xen_switch_mode(kvm, long_mode);
 

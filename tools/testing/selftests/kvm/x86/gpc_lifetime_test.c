@@ -7,9 +7,14 @@
  * a child and exits.  The child waits for that, makes KVM raise an event, and
  * looks into the memfd.  If the page was punched out of the memfd before, KVM
  * would write to free memory; only KASAN tells.
+ *
+ * A VMM's memory can also be taken away before it has exited, by process_mrelease(),
+ * as the OOM reaper does it: that does not wait for anything, MMU notifiers included.
  */
 #include <fcntl.h>
+#include <signal.h>
 #include <sys/eventfd.h>
+#include <sys/syscall.h>
 #include <sys/timerfd.h>
 #include <sys/wait.h>
 
@@ -27,6 +32,10 @@
 #define IRQFD_PORT	66
 #define IRQFD_GSI	32
 #define TIMER_PORT	67
+
+/* Memory of the VMM's that takes a while to be taken away. */
+#define BALLAST		(16 << 20)
+#define NR_REAPED	8
 
 enum outcome {
 	NOT_WRITTEN = 1,
@@ -191,6 +200,81 @@ TEST(timer_after_exit)
 	} while (outcome == TOO_LATE);
 
 	EXPECT_EQ(outcome, NOT_WRITTEN);
+}
+
+/* Raise events in a VM whose VMM is another process, until killed. */
+static void raise_on(struct vmm *v)
+{
+	/* Not for ever, whatever becomes of the test. */
+	alarm(60);
+	for (;;)
+		eventfd_write(v->irqfd, 1);
+}
+
+static void vmm_to_be_reaped(int ready)
+{
+	struct vmm v;
+	char *ballast;
+	pid_t pid;
+
+	ballast = kvm_mmap(BALLAST, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+	memset(ballast, 1, BALLAST);
+
+	/* Of private memory: that is what the reaper takes away. */
+	v.vm = vm_create_with_one_vcpu(&v.vcpu, guest_code);
+	vm_userspace_mem_region_add(v.vm, VM_MEM_SRC_ANONYMOUS, XEN_REGION_GPA,
+				    XEN_REGION_SLOT, 2, 0);
+	xen_enable(v.vm);
+	xen_set_shared_info(v.vm, SHINFO_GPA);
+	xen_set_vcpu_info(v.vcpu, VCPU_INFO_GPA);
+	v.irqfd = xen_irqfd(v.vcpu, IRQFD_GSI, IRQFD_PORT);
+
+	pid = fork();
+	if (!pid)
+		raise_on(&v);
+	TEST_ASSERT_EQ(write(ready, &pid, sizeof(pid)), sizeof(pid));
+	for (;;)
+		pause();
+}
+
+/* Return whether there was something to reap: the VMM may have been faster. */
+static bool reap_vmm(void)
+{
+	int ready[2], pidfd, ret;
+	pid_t vmm, raiser;
+
+	TEST_ASSERT_EQ(pipe(ready), 0);
+	vmm = fork();
+	if (!vmm)
+		vmm_to_be_reaped(ready[1]);
+	close(ready[1]);
+	TEST_ASSERT_EQ(read(ready[0], &raiser, sizeof(raiser)), sizeof(raiser));
+
+	pidfd = syscall(__NR_pidfd_open, vmm, 0);
+	TEST_ASSERT(pidfd >= 0, "pidfd_open: errno %d", errno);
+	kill(vmm, SIGKILL);
+	/* Not while an irqfd's worker uses the VMM's memory, nor when it is gone. */
+	do {
+		ret = syscall(__NR_process_mrelease, pidfd, 0) ? errno : 0;
+	} while (ret == EINVAL || ret == EAGAIN);
+	kill(raiser, SIGKILL);
+
+	TEST_ASSERT(!ret || ret == ESRCH, "process_mrelease: errno %d", ret);
+	TEST_ASSERT_EQ(waitpid(vmm, NULL, 0), vmm);
+	close(pidfd);
+	close(ready[0]);
+	return !ret;
+}
+
+/* KVM must not use what was reaped, nor keep the reaper; KASAN and lockdep tell. */
+TEST(irqfd_while_reaped)
+{
+	int i, reaped = 0;
+
+	for (i = 0; i < NR_REAPED; i++)
+		reaped += reap_vmm();
+
+	TH_LOG("%d of %d were reaped", reaped, NR_REAPED);
 }
 
 int main(int argc, char *argv[])

@@ -113,7 +113,7 @@ static u64 get_attr(struct kvm_vcpu *vcpu, u16 type)
 FIXTURE_SETUP(xen_area)
 {
 	self->vm = vm_create_with_one_vcpu(&self->vcpu, xen_guest_idle);
-	vm_userspace_mem_region_add(self->vm, VM_MEM_SRC_ANONYMOUS, XEN_GPA, XEN_SLOT, 2, 0);
+	vm_userspace_mem_region_add(self->vm, VM_MEM_SRC_ANONYMOUS, XEN_GPA, XEN_SLOT, 3, 0);
 	self->shinfo = addr_gpa2hva(self->vm, SHINFO_GPA);
 	self->registered = addr_gpa2hva(self->vm, VCPU_INFO_GPA);
 	xen_enable_default_vcpu_info(self->vm);
@@ -171,9 +171,11 @@ TEST_F(xen_area, event_in_default)
 
 	for (i = 0; i < ARRAY_SIZE(ids); i++) {
 		drop_shared_info(self->vm);
-		memset(self->shinfo, 0, PAGE_SIZE);
 		ASSERT_EQ(set_vcpu_id(self->vcpu, ids[i]), 0);
 		set_shared_info(self->vm, variant->by_hva);
+		/* It may have been told to look at all ports, as its ID has changed. */
+		vcpu_run(self->vcpu);
+		memset(self->shinfo, 0, PAGE_SIZE);
 
 		xen_evtchn_send(self->vcpu, PORT);
 		for (k = 0; k < MAX_VIRT_CPUS; k++) {

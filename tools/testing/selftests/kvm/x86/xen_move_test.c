@@ -102,7 +102,7 @@ static bool all_seen(struct shared *sh, int v)
 			return false;
 	}
 
-	return true;
+	return get(&sh->seen[v][BY_VMM]) == get(&sh->sent[v][BY_VMM]);
 }
 
 /* The guest */
