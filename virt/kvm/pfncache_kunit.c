@@ -868,7 +868,7 @@ static int gpc_test_reader(void *data)
 				t->reads_of_gone += READ_ONCE(t->gone);
 			}
 			kvm_gpc_unlock(&t->gpc);
-			t->reads++;
+			WRITE_ONCE(t->reads, t->reads + 1);
 		}
 		cond_resched();
 	}
@@ -876,15 +876,29 @@ static int gpc_test_reader(void *data)
 	return 0;
 }
 
-/* Have it disturbed, up to so many times, until half a second is over. */
-static void gpc_test_disturb_reader(struct kunit *test, int (*disturb)(struct gpc_test *),
-				    int nr)
+/* It is in the middle of something soon after it has read. */
+static int gpc_test_wait_for_read(struct gpc_test *t)
+{
+	ktime_t end = ktime_add_ms(ktime_get(), 10000);
+	unsigned long reads = READ_ONCE(t->reads);
+
+	while (READ_ONCE(t->reads) == reads) {
+		if (ktime_after(ktime_get(), end))
+			return -ETIMEDOUT;
+		cond_resched();
+	}
+
+	return 0;
+}
+
+/* Have it disturbed for half a second. */
+static void gpc_test_disturb_reader(struct kunit *test, int (*disturb)(struct gpc_test *))
 {
 	unsigned int cpu = cpumask_any_but(cpu_online_mask, raw_smp_processor_id());
 	ktime_t end = ktime_add_ms(ktime_get(), 500);
 	struct gpc_test *t = test->priv;
 	struct task_struct *reader;
-	int i, error = 0;
+	int error, i = 0;
 
 	gpc_test_activate(test);
 	reader = kthread_create(gpc_test_reader, t, "gpc_test_reader");
@@ -893,17 +907,14 @@ static void gpc_test_disturb_reader(struct kunit *test, int (*disturb)(struct gp
 		kthread_bind(reader, cpu);
 	wake_up_process(reader);
 
-	for (i = 0; i < nr && !error; i++) {
-		if (READ_ONCE(t->reads) && ktime_after(ktime_get(), end))
-			break;
+	do {
+		error = gpc_test_wait_for_read(t) ?: disturb(t);
+		i++;
+	} while (!error && ktime_before(ktime_get(), end));
 
-		error = disturb(t);
-		cond_resched();
-	}
 	kthread_stop(reader);
 	kunit_info(test, "%lu reads, disturbed %d times\n", t->reads, i);
 	KUNIT_EXPECT_EQ(test, error, 0);
-	KUNIT_EXPECT_GT(test, t->reads, 0);
 	KUNIT_EXPECT_EQ(test, t->reads_of_gone, 0);
 }
 
@@ -917,7 +928,7 @@ static int gpc_test_move(struct gpc_test *t)
 
 static void gpc_test_unmap_under_reader(struct kunit *test)
 {
-	gpc_test_disturb_reader(test, gpc_test_move, 2000);
+	gpc_test_disturb_reader(test, gpc_test_move);
 }
 
 /* A page is gone from when its invalidation has begun until that is over. */
@@ -937,7 +948,7 @@ static int gpc_test_take_away(struct gpc_test *t)
 
 static void gpc_test_no_reader_of_gone(struct kunit *test)
 {
-	gpc_test_disturb_reader(test, gpc_test_take_away, 20000);
+	gpc_test_disturb_reader(test, gpc_test_take_away);
 }
 
 /* A reader of two caches, interrupted by another of the same ones. */

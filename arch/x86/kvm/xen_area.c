@@ -24,7 +24,7 @@
 #include <xen/interface/vcpu.h>
 #include <xen/interface/event_channel.h>
 
-/* The guest switches mode whenever it likes: who needs it twice, looks once. */
+/* The mode may change at any time: who needs it twice, looks once. */
 static bool kvm_xen_long_mode(struct kvm *kvm)
 {
 	return IS_ENABLED(CONFIG_64BIT) && READ_ONCE(kvm->arch.xen.long_mode);
@@ -55,23 +55,27 @@ static u32 kvm_xen_nr_ports_in(bool long_mode)
 	return long_mode ? EVTCHN_2L_NR_CHANNELS : COMPAT_EVTCHN_2L_NR_CHANNELS;
 }
 
+/* May be out of date: kvm_xen_raise_port() looks again, with shared_info locked. */
 u32 kvm_xen_nr_ports(struct kvm *kvm)
 {
 	return kvm_xen_nr_ports_in(kvm_xen_long_mode(kvm));
 }
 
-/* Wait for shared_info to be in reach.  That may not last, so try again then. */
-int kvm_xen_wait_shared_info(struct kvm *kvm)
+/* Wait for the area to be in reach.  That may not last, so try again then. */
+static int kvm_xen_wait_area(struct gfn_to_pfn_cache *gpc)
 {
-	struct gfn_to_pfn_cache *gpc = &kvm->arch.xen.shinfo_cache;
-	void *khva;
+	void *khva = kvm_gpc_lock(gpc);
 
-	khva = kvm_gpc_lock(gpc);
 	if (IS_ERR(khva))
 		return kvm_xen_area_error(PTR_ERR(khva));
 
 	kvm_gpc_unlock(gpc);
 	return 0;
+}
+
+int kvm_xen_wait_shared_info(struct kvm *kvm)
+{
+	return kvm_xen_wait_area(&kvm->arch.xen.shinfo_cache);
 }
 
 /*
@@ -126,6 +130,8 @@ static bool kvm_xen_uses_default_vcpu_info(struct kvm_vcpu *vcpu)
 static void kvm_xen_select_all(struct kvm_vcpu *vcpu)
 {
 	unsigned long *sels = vcpu->arch.xen.evtchn_pending_sel;
+
+	lockdep_assert_held(&vcpu->kvm->arch.xen.xen_lock);
 
 	xchg(&sels[kvm_xen_long_mode(vcpu->kvm)], ~0ul);	/* E, matches D */
 	kvm_xen_wake_vcpu(vcpu);
@@ -422,6 +428,8 @@ int kvm_xen_set_vcpu_info(struct kvm_vcpu *vcpu, struct kvm_xen_vcpu_attr *data)
 	bool by_gpa = data->type == KVM_XEN_VCPU_ATTR_TYPE_VCPU_INFO;
 	int r;
 
+	lockdep_assert_held(&vcpu->kvm->arch.xen.xen_lock);
+
 	/* No compat necessary here. */
 	BUILD_BUG_ON(sizeof(struct vcpu_info) !=
 		     sizeof(struct compat_vcpu_info));
@@ -451,6 +459,8 @@ int kvm_xen_set_vcpu_time_info(struct kvm_vcpu *vcpu, gpa_t gpa)
 {
 	struct gfn_to_pfn_cache *gpc = &vcpu->arch.xen.vcpu_time_info_cache;
 	int r;
+
+	lockdep_assert_held(&vcpu->kvm->arch.xen.xen_lock);
 
 	if (gpa == KVM_XEN_INVALID_GPA) {
 		kvm_gpc_deactivate(gpc);
@@ -662,6 +672,8 @@ int kvm_xen_set_runstate_addr(struct kvm_vcpu *vcpu, gpa_t gpa)
 {
 	struct gfn_to_pfn_cache *gpc = &vcpu->arch.xen.runstate_cache;
 	int r;
+
+	lockdep_assert_held(&vcpu->kvm->arch.xen.xen_lock);
 
 	if (gpa == KVM_XEN_INVALID_GPA) {
 		kvm_gpc_deactivate(gpc);
@@ -902,10 +914,10 @@ static int kvm_xen_set_port_and_sel(struct kvm_vcpu *vcpu, u32 port)
 	bool long_mode;
 
 	if (IS_ERR(khva))
-		return port < kvm_xen_nr_ports(vcpu->kvm) ? -EWOULDBLOCK : -EINVAL;
+		return port && port < kvm_xen_nr_ports(vcpu->kvm) ? -EWOULDBLOCK : -EINVAL;
 
 	long_mode = kvm_xen_long_mode(vcpu->kvm);
-	if (likely(port < kvm_xen_nr_ports_in(long_mode)))
+	if (likely(port && port < kvm_xen_nr_ports_in(long_mode)))
 		rc = kvm_xen_set_port(khva, port, long_mode);
 	if (rc > 0)
 		rc = kvm_xen_select_port(vcpu, khva, port, long_mode);
@@ -990,20 +1002,13 @@ bool kvm_xen_any_pending(struct kvm *kvm, const evtchn_port_t *ports, int nr_por
 
 static int kvm_xen_map_area(struct gfn_to_pfn_cache *gpc, size_t len)
 {
-	void *khva;
-
 	if (!kvm_gpc_is_active(gpc))
 		return 0;
 
 	if (kvm_gpc_len(gpc) < len)
 		return kvm_xen_area_error(kvm_gpc_activate(gpc, kvm_gpc_gpa(gpc), len));
 
-	khva = kvm_gpc_lock(gpc);
-	if (IS_ERR(khva))
-		return kvm_xen_area_error(PTR_ERR(khva));
-
-	kvm_gpc_unlock(gpc);
-	return 0;
+	return kvm_xen_wait_area(gpc);
 }
 
 /*
@@ -1069,6 +1074,7 @@ static int kvm_xen_switch_mode(struct kvm *kvm, bool long_mode)
 
 	if (long_mode != old_mode) {
 		synchronize_rcu();
+		/* If shared_info has gone meanwhile, so has what was hit. */
 		if (kvm_gpc_is_active(gpc))
 			kvm_xen_write_wall_clock(kvm);
 	}

@@ -288,12 +288,10 @@ static void move_and_reset(u32 i)
 
 static void measure_default_vcpu_info(void)
 {
-	struct kvm_xen_vcpu_attr id = { .type = KVM_XEN_VCPU_ATTR_TYPE_VCPU_ID };
-
 	if (!(kvm_check_cap(KVM_CAP_XEN_HVM) & KVM_XEN_HVM_CONFIG_DEFAULT_VCPU_INFO))
 		return;
 
-	vcpu_ioctl(vcpus[0], KVM_XEN_VCPU_SET_ATTR, &id);
+	xen_set_vcpu_id(vcpus[0], 0);
 	xen_enable_default_vcpu_info(vm);
 	move_and_reset(0);
 	vcpu_infos[0] = (void *)shinfo;

@@ -94,12 +94,7 @@ static int set_vcpu_info(struct kvm_vcpu *vcpu, u64 gpa, bool by_hva)
 
 static int set_vcpu_id(struct kvm_vcpu *vcpu, u32 id)
 {
-	struct kvm_xen_vcpu_attr attr = {
-		.type = KVM_XEN_VCPU_ATTR_TYPE_VCPU_ID,
-		.u.vcpu_id = id,
-	};
-
-	return __vcpu_ioctl(vcpu, KVM_XEN_VCPU_SET_ATTR, &attr) ? -errno : 0;
+	return __xen_set_vcpu_id(vcpu, id) ? -errno : 0;
 }
 
 static u64 get_attr(struct kvm_vcpu *vcpu, u16 type)

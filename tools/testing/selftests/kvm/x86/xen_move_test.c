@@ -6,14 +6,15 @@
  * and back again, over and over, while events of all kinds are raised from threads
  * of their own: by ioctl, by irqfd, by the guest of one vCPU for another and for
  * itself, and by timers.  The memory is taken away all the while.  Each event is
- * raised when the guest has seen the one before, and no sooner, so one that is lost
- * ends the test, and so does one that nobody raised.  And what was delivered before a
- * vCPU runs, it sees in that run, so a move cannot make up for what another one has
- * lost.  In the middle of each round, the VM is saved and restored, as for a live
- * update.  The guest's word size changes from round to round.
+ * raised when the guest has seen the one before of its port, and no sooner, so one
+ * that is lost ends the test, and so does one that nobody raised.  And what was
+ * delivered before a vCPU runs, it sees in that run, so a move cannot make up for
+ * what another one has lost.  In the middle of each round, the VM is saved and
+ * restored, as for a live update.  The guest's word size changes from round to round.
  *
  * Of bugs planted in KVM, moving and resetting without having the guest look at all
- * ports are found in the first round.
+ * ports are found in the first round, and attributes that do not bring what waits in
+ * the kernel to vcpu_info in the fourth.
  */
 #include <linux/mempolicy.h>
 #include <sys/eventfd.h>
@@ -31,6 +32,7 @@
 #define MAX_VCPUS		4
 #define UPCALL_VECTOR		0x30
 #define FIRST_GSI		32
+#define NR_PORTS		16
 #define TIMER_DELAY_NS		20000
 
 #define AREA_SLOT		10
@@ -47,23 +49,35 @@
 /* The last one is for when the others have stopped, once a round. */
 enum { BY_IOCTL, BY_IRQFD, BY_HCALL, BY_IPI, BY_TIMER, BY_VMM, NR_SOURCES };
 
-/* Each in a word of its own, of 32 bits. */
-static u32 port_of(int v, int source)
+/* There is one timer. */
+static int nr_ports(int source)
 {
-	return (1 + v * NR_SOURCES + source) * 33;
+	return source == BY_TIMER || source == BY_VMM ? 1 : NR_PORTS;
 }
+
+/* Those of a source are every other one of a word, of 32 bits, that is its own. */
+static u32 port_of(int v, int source, int i)
+{
+	return (1 + v * NR_SOURCES + source) * 32 + 2 * i + 1;
+}
+
+/* Of a port. */
+struct events {
+	u32 sent;
+	/* As far as one knows: of irqfds and timers one does not. */
+	u32 delivered;
+	u32 seen;
+};
 
 /* Between host and guest, in memory that nobody disturbs. */
 struct shared {
 	u32 nr_vcpus;
+	/* Of each port. */
 	u32 nr_events;
 	bool long_mode;
 	u64 vcpu_info[MAX_VCPUS];
-	u32 sent[MAX_VCPUS][NR_SOURCES];
-	/* Of those that one knows of: of irqfds and timers one does not. */
-	u32 delivered[MAX_VCPUS][NR_SOURCES];
-	u32 seen[MAX_VCPUS][NR_SOURCES];
 	u32 nothing_seen[MAX_VCPUS];
+	struct events events[MAX_VCPUS][NR_SOURCES][NR_PORTS];
 };
 
 static u32 get(u32 *p)
@@ -77,32 +91,46 @@ static void add(u32 *p)
 }
 
 /* The sender's: whether the event before was seen, and there is one more to send. */
-static bool may_send(struct shared *sh, int v, int source)
+static bool may_send(struct shared *sh, int v, int source, int i)
 {
-	u32 sent = get(&sh->sent[v][source]);
+	struct events *e = &sh->events[v][source][i];
+	u32 sent = get(&e->sent);
 
-	if (get(&sh->seen[v][source]) != sent || sent == get(&sh->nr_events))
+	if (get(&e->seen) != sent || sent == get(&sh->nr_events))
 		return false;
 
-	add(&sh->sent[v][source]);
+	add(&e->sent);
 	return true;
 }
 
-static void has_sent(struct shared *sh, int v, int source)
+static void has_sent(struct shared *sh, int v, int source, int i)
 {
-	add(&sh->delivered[v][source]);
+	add(&sh->events[v][source][i].delivered);
+}
+
+static bool all_seen_of(struct shared *sh, int v, int source)
+{
+	int i;
+
+	for (i = 0; i < nr_ports(source); i++) {
+		if (get(&sh->events[v][source][i].seen) != get(&sh->nr_events))
+			return false;
+	}
+
+	return true;
 }
 
 static bool all_seen(struct shared *sh, int v)
 {
+	struct events *e = &sh->events[v][BY_VMM][0];
 	int source;
 
 	for (source = 0; source < BY_VMM; source++) {
-		if (get(&sh->seen[v][source]) != get(&sh->nr_events))
+		if (!all_seen_of(sh, v, source))
 			return false;
 	}
 
-	return get(&sh->seen[v][BY_VMM]) == get(&sh->sent[v][BY_VMM]);
+	return get(&e->seen) == get(&e->sent);
 }
 
 /* The guest */
@@ -120,34 +148,42 @@ static u64 guest_take_sels(void *vcpu_info)
 	return __atomic_exchange_n(&vi32->evtchn_pending_sel, 0, __ATOMIC_SEQ_CST);
 }
 
+/* The next event is sent as soon as this one was seen. */
+static bool guest_see(u32 v, int source)
+{
+	struct xen_shared_info *shinfo = (void *)AREA_GVA + SHARED_INFO;
+	/* The bits are where they are in either word size. */
+	u32 *pending = (u32 *)shinfo->evtchn_pending + port_of(v, source, 0) / 32;
+	u32 ports = __atomic_exchange_n(pending, 0, __ATOMIC_SEQ_CST);
+	int i;
+
+	for (i = 0; i < nr_ports(source); i++) {
+		struct events *e = &guest_sh->events[v][source][i];
+		u32 bit = BIT(port_of(v, source, i) % 32);
+
+		if (ports & bit) {
+			GUEST_ASSERT_EQ(e->seen + 1, get(&e->sent));
+			add(&e->seen);
+		}
+	}
+
+	return ports;
+}
+
 static void guest_upcall(struct ex_regs *regs)
 {
-	u32 v = rdmsr(MSR_KERNEL_GS_BASE), word_bits = guest_sh->long_mode ? 64 : 32, source;
-	struct xen_shared_info *shinfo = (void *)AREA_GVA + SHARED_INFO;
+	u32 v = rdmsr(MSR_KERNEL_GS_BASE), word_bits = guest_sh->long_mode ? 64 : 32;
 	struct xen_vcpu_info *vi = (void *)guest_sh->vcpu_info[v];
 	bool any = false;
+	int source;
 	u64 sels;
 
 	WRITE_ONCE(vi->evtchn_upcall_pending, 0);
 	sels = guest_take_sels(vi);
 
 	for (source = 0; source < NR_SOURCES; source++) {
-		u32 port = port_of(v, source), sent;
-		u64 bit = BIT_ULL(port % 64);
-
-		if (!(sels & BIT_ULL(port / word_bits)))
-			continue;
-
-		/* The bits are where they are in either word size. */
-		if (!(__atomic_fetch_and(&shinfo->evtchn_pending[port / 64], ~bit,
-					 __ATOMIC_SEQ_CST) & bit))
-			continue;
-
-		/* The next one is sent as soon as this one was seen. */
-		any = true;
-		sent = get(&guest_sh->sent[v][source]);
-		GUEST_ASSERT_EQ(guest_sh->seen[v][source] + 1, sent);
-		add(&guest_sh->seen[v][source]);
+		if (sels & BIT_ULL(port_of(v, source, 0) / word_bits))
+			any |= guest_see(v, source);
 	}
 
 	if (!any)
@@ -157,8 +193,18 @@ static void guest_upcall(struct ex_regs *regs)
 /* The timer was started before the vCPU ran, so there is something to wait for. */
 static void guest_await_timer(struct shared *sh, u32 v)
 {
-	if (get(&sh->seen[v][BY_TIMER]) != get(&sh->sent[v][BY_TIMER]))
+	struct events *e = &sh->events[v][BY_TIMER][0];
+
+	if (get(&e->seen) != get(&e->sent))
 		asm volatile("sti; hlt; cli");
+}
+
+static void guest_send(struct shared *sh, int v, int source, int i)
+{
+	if (may_send(sh, v, source, i)) {
+		GUEST_ASSERT_EQ(xen_guest_send(port_of(v, source, i)), 0);
+		has_sent(sh, v, source, i);
+	}
 }
 
 static void guest_code(struct shared *sh, u32 v)
@@ -171,15 +217,9 @@ static void guest_code(struct shared *sh, u32 v)
 
 	for (;;) {
 		sti_nop();
-		for (i = 0; i < 4; i++) {
-			if (may_send(sh, other, BY_HCALL)) {
-				GUEST_ASSERT_EQ(xen_guest_send(port_of(other, BY_HCALL)), 0);
-				has_sent(sh, other, BY_HCALL);
-			}
-			if (may_send(sh, v, BY_IPI)) {
-				GUEST_ASSERT_EQ(xen_guest_send(port_of(v, BY_IPI)), 0);
-				has_sent(sh, v, BY_IPI);
-			}
+		for (i = 0; i < NR_PORTS; i++) {
+			guest_send(sh, other, BY_HCALL, i);
+			guest_send(sh, v, BY_IPI, i);
 		}
 		cli();
 		guest_await_timer(sh, v);
@@ -189,10 +229,10 @@ static void guest_code(struct shared *sh, u32 v)
 
 /* The host */
 
-static u32 nr_vcpus = 2, nr_rounds = 4, nr_events = 100;
+static u32 nr_vcpus = 2, nr_rounds = 4, nr_events = 50;
 static struct kvm_vcpu *vcpus[MAX_VCPUS];
 static u32 moves[MAX_VCPUS], times_taken_away;
-static int irqfds[MAX_VCPUS];
+static int irqfds[MAX_VCPUS][NR_PORTS];
 static struct shared *sh;
 static struct kvm_vm *vm;
 static bool stop, in_the_middle;
@@ -200,13 +240,6 @@ static bool stop, in_the_middle;
 static const char * const source_names[NR_SOURCES] = {
 	"ioctl", "irqfd", "hypercall", "IPI", "timer", "VMM",
 };
-
-static void set_vcpu_info(int v, u16 type, u64 addr)
-{
-	struct kvm_xen_vcpu_attr attr = { .type = type, .u.gpa = addr };
-
-	vcpu_ioctl(vcpus[v], KVM_XEN_VCPU_SET_ATTR, &attr);
-}
 
 /* Default, by GPA, default, by HVA.  What is left behind, nobody finds. */
 static void move_vcpu_info(int v)
@@ -217,18 +250,18 @@ static void move_vcpu_info(int v)
 	switch (moves[v]++ % 4) {
 	case 0:
 		offset = GPA_INFO(v);
-		set_vcpu_info(v, KVM_XEN_VCPU_ATTR_TYPE_VCPU_INFO, AREA_GPA + offset);
+		xen_set_vcpu_info(vcpus[v], AREA_GPA + offset);
 		break;
 	case 2:
 		offset = HVA_INFO(v);
-		set_vcpu_info(v, KVM_XEN_VCPU_ATTR_TYPE_VCPU_INFO_HVA,
-			      (unsigned long)area + offset);
+		xen_set_vcpu_area(vcpus[v], KVM_XEN_VCPU_ATTR_TYPE_VCPU_INFO_HVA,
+				  (unsigned long)area + offset);
 		break;
 	case 1:
-		set_vcpu_info(v, KVM_XEN_VCPU_ATTR_TYPE_VCPU_INFO, KVM_XEN_INVALID_GPA);
+		xen_set_vcpu_info(vcpus[v], KVM_XEN_INVALID_GPA);
 		break;
 	default:
-		set_vcpu_info(v, KVM_XEN_VCPU_ATTR_TYPE_VCPU_INFO_HVA, 0);
+		xen_set_vcpu_area(vcpus[v], KVM_XEN_VCPU_ATTR_TYPE_VCPU_INFO_HVA, 0);
 	}
 
 	memset(area + old, 0, offsetof(struct xen_vcpu_info, time));
@@ -240,41 +273,55 @@ static void start_timer(int v)
 	struct kvm_clock_data clock;
 
 	vm_ioctl(vm, KVM_GET_CLOCK, &clock);
-	xen_set_timer(vcpus[v], port_of(v, BY_TIMER), clock.clock + TIMER_DELAY_NS);
+	xen_set_timer(vcpus[v], port_of(v, BY_TIMER, 0), clock.clock + TIMER_DELAY_NS);
 }
 
 /* Have it that there are events which the guest has not seen when vcpu_info moves. */
 static void let_others_send(int v)
 {
-	u32 events = get(&sh->nr_events);
 	int i;
 
-	for (i = 0; i < 20 && get(&sh->seen[v][BY_IOCTL]) != events; i++)
+	for (i = 0; i < 20 && !all_seen_of(sh, v, BY_IOCTL); i++)
 		sched_yield();
+}
+
+/* What was delivered before the vCPU runs, it sees in that run. */
+static void run_and_check(int v)
+{
+	u32 delivered[NR_SOURCES][NR_PORTS];
+	int source, i;
+	struct ucall uc;
+
+	for (source = 0; source < NR_SOURCES; source++) {
+		for (i = 0; i < nr_ports(source); i++)
+			delivered[source][i] = get(&sh->events[v][source][i].delivered);
+	}
+
+	vcpu_run(vcpus[v]);
+	if (get_ucall(vcpus[v], &uc) == UCALL_ABORT)
+		REPORT_GUEST_ASSERT(uc);
+
+	for (source = 0; source < NR_SOURCES; source++) {
+		for (i = 0; i < nr_ports(source); i++) {
+			u32 seen = get(&sh->events[v][source][i].seen);
+
+			TEST_ASSERT(seen >= delivered[source][i],
+				    "vCPU %d, %s %d: %u delivered, %u seen, after %u moves",
+				    v, source_names[source], i, delivered[source][i], seen,
+				    moves[v]);
+		}
+	}
 }
 
 static void *run_vcpu(void *arg)
 {
-	u32 delivered[NR_SOURCES];
-	int v = (long)arg, i;
-	struct ucall uc;
+	int v = (long)arg;
 
 	while (!READ_ONCE(stop) || !(in_the_middle || all_seen(sh, v))) {
-		if (may_send(sh, v, BY_TIMER))
+		if (may_send(sh, v, BY_TIMER, 0))
 			start_timer(v);
 
-		/* What was delivered before the vCPU runs, it sees at once. */
-		for (i = 0; i < NR_SOURCES; i++)
-			delivered[i] = get(&sh->delivered[v][i]);
-
-		vcpu_run(vcpus[v]);
-		if (get_ucall(vcpus[v], &uc) == UCALL_ABORT)
-			REPORT_GUEST_ASSERT(uc);
-
-		for (i = 0; i < NR_SOURCES; i++)
-			TEST_ASSERT(get(&sh->seen[v][i]) >= delivered[i],
-				    "vCPU %d, %s: %u delivered, %u seen, after %u moves", v,
-				    source_names[i], delivered[i], sh->seen[v][i], moves[v]);
+		run_and_check(v);
 
 		/* Do not have all selectors set when it is saved. */
 		if (in_the_middle && READ_ONCE(stop))
@@ -287,31 +334,41 @@ static void *run_vcpu(void *arg)
 	return NULL;
 }
 
-static void *send_by_ioctl(void *arg)
+static void send_by_ioctl(int v, int i)
 {
-	int v = (long)arg;
+	if (may_send(sh, v, BY_IOCTL, i)) {
+		xen_evtchn_send(vcpus[v], port_of(v, BY_IOCTL, i));
+		has_sent(sh, v, BY_IOCTL, i);
+	}
+}
+
+static void send_by_irqfd(int v, int i)
+{
+	if (may_send(sh, v, BY_IRQFD, i))
+		TEST_ASSERT_EQ(eventfd_write(irqfds[v][i], 1), 0);
+}
+
+static void *send_ioctls(void *arg)
+{
+	int i;
 
 	while (!READ_ONCE(stop)) {
-		if (may_send(sh, v, BY_IOCTL)) {
-			xen_evtchn_send(vcpus[v], port_of(v, BY_IOCTL));
-			has_sent(sh, v, BY_IOCTL);
-		} else {
-			sched_yield();
-		}
+		for (i = 0; i < NR_PORTS; i++)
+			send_by_ioctl((long)arg, i);
+		sched_yield();
 	}
 
 	return NULL;
 }
 
-static void *send_by_irqfd(void *arg)
+static void *send_irqfds(void *arg)
 {
-	int v = (long)arg;
+	int i;
 
 	while (!READ_ONCE(stop)) {
-		if (may_send(sh, v, BY_IRQFD))
-			TEST_ASSERT_EQ(eventfd_write(irqfds[v], 1), 0);
-		else
-			sched_yield();
+		for (i = 0; i < NR_PORTS; i++)
+			send_by_irqfd((long)arg, i);
+		sched_yield();
 	}
 
 	return NULL;
@@ -340,64 +397,61 @@ static void *take_memory_away(void *unused)
 	return NULL;
 }
 
-static void bind_ipi(struct kvm_vcpu *vcpu, u32 port)
+static u32 gsi_of(int v, int i)
 {
-	struct kvm_xen_hvm_attr attr = {
-		.type = KVM_XEN_ATTR_TYPE_EVTCHN,
-		.u.evtchn = {
-			.send_port = port,
-			.type = EVTCHNSTAT_ipi,
-			.deliver.port = {
-				.port = port,
-				.vcpu = vcpu->id,
-				.priority = KVM_IRQ_ROUTING_XEN_EVTCHN_PRIO_2LEVEL,
-			},
-		},
-	};
-
-	vm_ioctl(vm, KVM_XEN_HVM_SET_ATTR, &attr);
-}
-
-static void set_vcpu_id(struct kvm_vcpu *vcpu, u32 id)
-{
-	struct kvm_xen_vcpu_attr attr = {
-		.type = KVM_XEN_VCPU_ATTR_TYPE_VCPU_ID,
-		.u.vcpu_id = id,
-	};
-
-	vcpu_ioctl(vcpu, KVM_XEN_VCPU_SET_ATTR, &attr);
+	return FIRST_GSI + v * NR_PORTS + i;
 }
 
 static void route_irqfds(void)
 {
 	struct {
 		struct kvm_irq_routing info;
-		struct kvm_irq_routing_entry entry[MAX_VCPUS];
-	} routing = { .info.nr = nr_vcpus };
-	int v;
+		struct kvm_irq_routing_entry entry[MAX_VCPUS * NR_PORTS];
+	} routing = { .info.nr = nr_vcpus * NR_PORTS };
+	struct kvm_irq_routing_entry *e = routing.entry;
+	int v, i;
 
 	for (v = 0; v < nr_vcpus; v++) {
-		routing.entry[v].gsi = FIRST_GSI + v;
-		routing.entry[v].type = KVM_IRQ_ROUTING_XEN_EVTCHN;
-		routing.entry[v].u.xen_evtchn = xen_evtchn(vcpus[v], port_of(v, BY_IRQFD));
+		for (i = 0; i < NR_PORTS; i++) {
+			e->gsi = gsi_of(v, i);
+			e->type = KVM_IRQ_ROUTING_XEN_EVTCHN;
+			e->u.xen_evtchn = xen_evtchn(vcpus[v], port_of(v, BY_IRQFD, i));
+			e++;
+		}
 	}
 	vm_ioctl(vm, KVM_SET_GSI_ROUTING, &routing.info);
 
 	for (v = 0; v < nr_vcpus; v++) {
-		irqfds[v] = kvm_new_eventfd();
-		kvm_assign_irqfd(vm, FIRST_GSI + v, irqfds[v]);
+		for (i = 0; i < NR_PORTS; i++) {
+			irqfds[v][i] = kvm_new_eventfd();
+			kvm_assign_irqfd(vm, gsi_of(v, i), irqfds[v][i]);
+		}
+	}
+}
+
+static void close_irqfds(void)
+{
+	int v, i;
+
+	for (v = 0; v < nr_vcpus; v++) {
+		for (i = 0; i < NR_PORTS; i++) {
+			kvm_deassign_irqfd(vm, gsi_of(v, i), irqfds[v][i]);
+			close(irqfds[v][i]);
+		}
 	}
 }
 
 /* What a VMM sets up anew. */
 static void set_up_events(void)
 {
-	int v;
+	int v, i;
 
 	route_irqfds();
 	for (v = 0; v < nr_vcpus; v++) {
-		xen_bind_evtchn(vcpus[v], port_of(v, BY_HCALL), 0);
-		bind_ipi(vcpus[v], port_of(v, BY_IPI));
+		for (i = 0; i < NR_PORTS; i++) {
+			xen_bind_evtchn(vcpus[v], port_of(v, BY_HCALL, i), 0);
+			xen_bind_ipi(vcpus[v], port_of(v, BY_IPI, i));
+		}
 	}
 }
 
@@ -421,16 +475,13 @@ static void save_and_restore(void)
 	struct kvm_clock_data clock, now = {};
 	int v;
 
-	for (v = 0; v < nr_vcpus; v++) {
-		kvm_deassign_irqfd(vm, FIRST_GSI + v, irqfds[v]);
-		close(irqfds[v]);
-	}
+	close_irqfds();
 	/* Where vcpu_info is in a page of its own, the selector waits in the kernel. */
 	for (v = 0; v < nr_vcpus; v++) {
 		TEST_ASSERT_EQ(madvise(area, AREA_PAGES * PAGE_SIZE, MADV_DONTNEED), 0);
-		TEST_ASSERT(may_send(sh, v, BY_VMM), "An event was lost over the last time");
-		xen_evtchn_send(vcpus[v], port_of(v, BY_VMM));
-		has_sent(sh, v, BY_VMM);
+		TEST_ASSERT(may_send(sh, v, BY_VMM, 0), "An event was lost over the last time");
+		xen_evtchn_send(vcpus[v], port_of(v, BY_VMM, 0));
+		has_sent(sh, v, BY_VMM, 0);
 	}
 	for (v = 0; v < nr_vcpus; v++) {
 		state[v] = vcpu_save_state(vcpus[v]);
@@ -459,7 +510,7 @@ static void save_and_restore(void)
 			vcpu_ioctl(vcpus[v], KVM_XEN_VCPU_SET_ATTR, &by_gpa[v]);
 		else if (by_hva[v].u.hva)
 			vcpu_ioctl(vcpus[v], KVM_XEN_VCPU_SET_ATTR, &by_hva[v]);
-		set_vcpu_id(vcpus[v], v);
+		xen_set_vcpu_id(vcpus[v], v);
 	}
 	xen_set_shared_info(vm, AREA_GPA + SHARED_INFO);
 	set_up_events();
@@ -469,11 +520,11 @@ static void save_and_restore(void)
 
 static void create_vm(void)
 {
+	int v, nr_pages = DIV_ROUND_UP(sizeof(*sh), PAGE_SIZE);
 	gva_t shared;
-	int v;
 
 	vm = vm_create_with_vcpus(nr_vcpus, guest_code, vcpus);
-	shared = vm_alloc_page(vm);
+	shared = vm_alloc_pages(vm, nr_pages);
 	sh = addr_gva2hva(vm, shared);
 	sh->nr_vcpus = nr_vcpus;
 	vm_userspace_mem_region_add(vm, VM_MEM_SRC_SHMEM, AREA_GPA, AREA_SLOT, AREA_PAGES, 0);
@@ -487,7 +538,7 @@ static void create_vm(void)
 
 	for (v = 0; v < nr_vcpus; v++) {
 		vcpu_args_set(vcpus[v], 2, shared, v);
-		set_vcpu_id(vcpus[v], v);
+		xen_set_vcpu_id(vcpus[v], v);
 		sh->vcpu_info[v] = AREA_GVA + DEFAULT_INFO(v);
 	}
 }
@@ -499,7 +550,7 @@ static void start(pthread_t *thread, void *(*fn)(void *), long arg)
 
 static bool half_seen(int v)
 {
-	return sh->nr_events - get(&sh->seen[v][BY_IOCTL]) <= nr_events / 2;
+	return sh->nr_events - get(&sh->events[v][BY_IOCTL][0].seen) <= nr_events / 2;
 }
 
 static void run_vm(void)
@@ -511,8 +562,8 @@ static void run_vm(void)
 	start(&disturber, take_memory_away, 0);
 	for (v = 0; v < nr_vcpus; v++) {
 		start(&vcpu_threads[v], run_vcpu, v);
-		start(&senders[2 * v], send_by_ioctl, v);
-		start(&senders[2 * v + 1], send_by_irqfd, v);
+		start(&senders[2 * v], send_ioctls, v);
+		start(&senders[2 * v + 1], send_irqfds, v);
 	}
 
 	/* Whoever is done goes on to move, until all are. */
@@ -546,12 +597,18 @@ static void run_round(int round)
 
 static void time_is_up(int sig)
 {
-	int v, source;
+	int v, source, i;
 
 	for (v = 0; v < nr_vcpus; v++) {
-		for (source = 0; source < NR_SOURCES; source++)
-			fprintf(stderr, "vCPU %d, %s: %u sent, %u seen\n", v, source_names[source],
-				sh->sent[v][source], sh->seen[v][source]);
+		for (source = 0; source < NR_SOURCES; source++) {
+			for (i = 0; i < nr_ports(source); i++) {
+				struct events *e = &sh->events[v][source][i];
+
+				if (e->seen != sh->nr_events)
+					fprintf(stderr, "vCPU %d, %s %d: %u sent, %u seen\n", v,
+						source_names[source], i, e->sent, e->seen);
+			}
+		}
 	}
 	fprintf(stderr, "An event was lost, or takes more than 120 s\n");
 	_exit(KSFT_FAIL);
@@ -559,13 +616,13 @@ static void time_is_up(int sig)
 
 static void help(const char *name)
 {
-	printf("usage: %s [-h] [-n vcpus] [-r rounds] [-e events of each kind, vCPU and round]\n",
+	printf("usage: %s [-h] [-n vcpus] [-r rounds] [-e events of each port and round]\n",
 	       name);
 }
 
 int main(int argc, char *argv[])
 {
-	u32 total = 0, nothing = 0;
+	u32 total = 0, nothing = 0, ports = 0;
 	int i, opt;
 
 	TEST_REQUIRE(xen_has_evtchn_send());
@@ -594,12 +651,14 @@ int main(int argc, char *argv[])
 	for (i = 0; i < nr_rounds; i++)
 		run_round(i);
 
+	for (i = 0; i < BY_VMM; i++)
+		ports += nr_ports(i);
 	for (i = 0; i < nr_vcpus; i++) {
 		total += moves[i];
 		nothing += sh->nothing_seen[i];
 	}
 	pr_info("%u events, %u moves, %u upcalls for nothing, memory taken away %u times\n",
-		nr_vcpus * nr_rounds * (BY_VMM * nr_events + 1), total, nothing, times_taken_away);
+		nr_vcpus * nr_rounds * (ports * nr_events + 1), total, nothing, times_taken_away);
 	TEST_ASSERT(total > nr_rounds * nr_vcpus, "Hardly anything was moved");
 	kvm_vm_free(vm);
 	return 0;

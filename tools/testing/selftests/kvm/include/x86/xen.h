@@ -200,6 +200,21 @@ static inline void xen_set_vcpu_info(struct kvm_vcpu *vcpu, u64 gpa)
 	xen_set_vcpu_area(vcpu, KVM_XEN_VCPU_ATTR_TYPE_VCPU_INFO, gpa);
 }
 
+static inline int __xen_set_vcpu_id(struct kvm_vcpu *vcpu, u32 id)
+{
+	struct kvm_xen_vcpu_attr attr = {
+		.type = KVM_XEN_VCPU_ATTR_TYPE_VCPU_ID,
+		.u.vcpu_id = id,
+	};
+
+	return __vcpu_ioctl(vcpu, KVM_XEN_VCPU_SET_ATTR, &attr);
+}
+
+static inline void xen_set_vcpu_id(struct kvm_vcpu *vcpu, u32 id)
+{
+	TEST_ASSERT_EQ(__xen_set_vcpu_id(vcpu, id), 0);
+}
+
 /* A timer of KVM's that raises PORT at EXPIRES_NS of the guest's clock. */
 static inline void xen_set_timer(struct kvm_vcpu *vcpu, u32 port, u64 expires_ns)
 {
@@ -231,14 +246,13 @@ static inline void xen_evtchn_send(struct kvm_vcpu *vcpu, u32 port)
 	vm_ioctl(vcpu->vm, KVM_XEN_HVM_EVTCHN_SEND, &e);
 }
 
-/* What the guest sends to PORT, KVM delivers to the same port of VCPU. */
-static inline void xen_bind_evtchn(struct kvm_vcpu *vcpu, u32 port, u32 flags)
+static inline void __xen_bind_evtchn(struct kvm_vcpu *vcpu, u32 port, u32 type, u32 flags)
 {
 	struct kvm_xen_hvm_attr attr = {
 		.type = KVM_XEN_ATTR_TYPE_EVTCHN,
 		.u.evtchn = {
 			.send_port = port,
-			.type = EVTCHNSTAT_interdomain,
+			.type = type,
 			.flags = flags,
 			.deliver.port = {
 				.port = port,
@@ -249,6 +263,18 @@ static inline void xen_bind_evtchn(struct kvm_vcpu *vcpu, u32 port, u32 flags)
 	};
 
 	vm_ioctl(vcpu->vm, KVM_XEN_HVM_SET_ATTR, &attr);
+}
+
+/* What the guest sends to PORT, KVM delivers to the same port of VCPU. */
+static inline void xen_bind_evtchn(struct kvm_vcpu *vcpu, u32 port, u32 flags)
+{
+	__xen_bind_evtchn(vcpu, port, EVTCHNSTAT_interdomain, flags);
+}
+
+/* The same for what VCPU sends to itself. */
+static inline void xen_bind_ipi(struct kvm_vcpu *vcpu, u32 port)
+{
+	__xen_bind_evtchn(vcpu, port, EVTCHNSTAT_ipi, 0);
 }
 
 /* An eventfd that raises PORT, by way of GSI, the only one that is routed. */
