@@ -5,8 +5,10 @@
  * to a new area leaves the old one alone.
  */
 #include <fcntl.h>
+#include <linux/mempolicy.h>
 #include <linux/sizes.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 
 #include "test_util.h"
 #include "kvm_test_harness.h"
@@ -370,6 +372,104 @@ TEST_F(gpc_pages, pages_dropped)
 		set_current(self->vcpu, state);
 		EXPECT_EQ(state_at(self->vm, gpa), state);
 	}
+}
+
+static int set_block_state(int block, const char *state)
+{
+	char path[64];
+	int fd, r;
+
+	snprintf(path, sizeof(path), "/sys/devices/system/memory/memory%d/state", block);
+	fd = open(path, O_WRONLY);
+	if (fd < 0)
+		return -errno;
+
+	r = write(fd, state, strlen(state)) < 0 ? -errno : 0;
+	close(fd);
+	return r;
+}
+
+static int block_node(int block)
+{
+	char path[64];
+	int node;
+
+	for (node = 0; node < 8; node++) {
+		snprintf(path, sizeof(path), "/sys/devices/system/memory/memory%d/node%d", block,
+			 node);
+		if (!access(path, F_OK))
+			return node;
+	}
+
+	return -1;
+}
+
+/*
+ * The last block of memory that nobody uses, or only for what can be moved.  User's
+ * pages come from it first from now on.
+ */
+static int find_movable_block(unsigned long block_size)
+{
+	int block = sysconf(_SC_PHYS_PAGES) / (block_size / PAGE_SIZE) * 2;
+
+	for (; block > 0; block--) {
+		if (set_block_state(block, "offline"))
+			continue;
+
+		TEST_ASSERT_EQ(set_block_state(block, "online_movable"), 0);
+		return block;
+	}
+
+	return 0;
+}
+
+static unsigned long memory_block_size(void)
+{
+	unsigned long size = 0;
+	FILE *f;
+
+	f = fopen("/sys/devices/system/memory/block_size_bytes", "r");
+	if (f) {
+		TEST_ASSERT_EQ(fscanf(f, "%lx", &size), 1);
+		fclose(f);
+	}
+
+	return size;
+}
+
+/* The memory that an area is in is taken away from the kernel, as if to be unplugged. */
+TEST_F(gpc_pages, memory_offline)
+{
+	unsigned long size = memory_block_size(), nodes;
+	u8 *page = byte_at(self->vm, GPA2);
+	int block, node;
+
+	/* Users of the machine would not like it. */
+	if (!bare_memory())
+		SKIP(return, "The kernel was not booted for tests like this");
+
+	block = size ? find_movable_block(size) : 0;
+	if (!block)
+		SKIP(return, "No memory can be taken offline");
+
+	node = block_node(block);
+	ASSERT_LE(0, node);
+	nodes = BIT(node);
+	ASSERT_EQ(madvise(page, PAGE_SIZE, MADV_DONTNEED), 0);
+	ASSERT_EQ(syscall(__NR_mbind, page, PAGE_SIZE, MPOL_BIND, &nodes, 8 * sizeof(nodes), 0),
+		  0);
+	WRITE_ONCE(*page, UNTOUCHED);
+	ASSERT_EQ(pfn_of(page) / (size / PAGE_SIZE), block);
+
+	ASSERT_EQ(set_runstate_addr(self->vcpu, GPA2 - 10), 0);
+	ASSERT_EQ(set_block_state(block, "offline"), 0);
+	EXPECT_NE(pfn_of(page) / (size / PAGE_SIZE), block);
+
+	set_current(self->vcpu, RUNSTATE_running);
+	EXPECT_EQ(state_at(self->vm, GPA2 - 10), RUNSTATE_running);
+	EXPECT_EQ(set_block_state(block, "online"), 0);
+	set_current(self->vcpu, RUNSTATE_blocked);
+	EXPECT_EQ(state_at(self->vm, GPA2 - 10), RUNSTATE_blocked);
 }
 
 TEST_F(gpc_pages, dirty_log)
