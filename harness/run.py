@@ -44,6 +44,8 @@ BENIGN = re.compile(r'harness: |NMI watchdog: (Perf|Enabled)|Command line:|Kerne
 
 KTAP = re.compile(r'K?TAP version \d')
 RESULT = re.compile(r'^(ok|not ok) \d+ selftests: (\S+): (\S+)(?: # ?(.*))?$')
+# Lines of a failed test's log that the summary shows.
+TAIL = 40
 
 
 def die(msg):
@@ -409,6 +411,10 @@ class Runner:
             self.out('\nFailures:')
             for plan, test, text, log in self.unexpected:
                 self.out(f'  {plan.name} {test or "machine"}: {text}\n      {os.path.relpath(log)}')
+                # Where there is nothing but this output, it has to say enough.
+                if os.path.basename(os.path.dirname(log)) == 'tests':
+                    with open(log, errors='replace') as f:
+                        self.out(''.join(f'        {l}' for l in f.readlines()[-TAIL:]).rstrip())
         self.out(f'\nresults in {os.path.relpath(self.dir)}, {time.monotonic() - self.t0:.0f} s; '
                  f'{self.listed} failed, skipped or were left out as harness/expected says')
         if self.args.junit:

@@ -102,9 +102,10 @@ class Runner(unittest.TestCase):
         self.passes('pass one\npass two\n' + END, '2 passed, 0 failed, 0 skipped')
 
     def test_failing_test(self):
-        self.fails('pass one\nnote begin kvm:two\nresult two "not ok 1 selftests: kvm: two # exit=254"\n'
-                   'note end kvm:two 1\n' + END,
-                   'kvm:two: fail: exit=254', 'tests/kvm-two.log', last='1 passed, 1 failed, 0 skipped')
+        self.fails('pass one\nnote begin kvm:two\necho "# why it failed" >&4\n'
+                   'result two "not ok 1 selftests: kvm: two # exit=254"\nnote end kvm:two 1\n' + END,
+                   'kvm:two: fail: exit=254', 'tests/kvm-two.log', '# why it failed',
+                   last='1 passed, 1 failed, 0 skipped')
 
     SKIP = ('pass one\nnote begin kvm:two\necho "# 1..0 # SKIP - no VMX" >&4\n'
             'result two "ok 1 selftests: kvm: two # SKIP"\nnote end kvm:two 0\n') + END

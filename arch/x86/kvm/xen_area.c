@@ -989,6 +989,7 @@ bool kvm_xen_any_pending(struct kvm *kvm, const evtchn_port_t *ports, int nr_por
 		pending_bits = (unsigned long *)&shinfo->evtchn_pending;
 	}
 
+	/* A port of the word size of before may be beyond these, but is in the page. */
 	for (i = 0; i < nr_ports; i++) {
 		if (test_bit(ports[i], pending_bits)) {
 			ret = true;
@@ -1074,7 +1075,10 @@ static int kvm_xen_switch_mode(struct kvm *kvm, bool long_mode)
 
 	if (long_mode != old_mode) {
 		synchronize_rcu();
-		/* If shared_info has gone meanwhile, so has what was hit. */
+		/*
+		 * If userspace has just taken shared_info away, the wall clock
+		 * stays as it is until it is written again.
+		 */
 		if (kvm_gpc_is_active(gpc))
 			kvm_xen_write_wall_clock(kvm);
 	}
