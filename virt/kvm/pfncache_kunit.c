@@ -53,6 +53,7 @@ struct gpc_test {
 	void *irq_khva2;
 	struct work_struct invalidate;
 	int invalidations;
+	gpa_t scattered;
 	unsigned long reads;
 	bool gone;
 	unsigned long reads_of_gone;
@@ -918,16 +919,47 @@ static void gpc_test_disturb_reader(struct kunit *test, int (*disturb)(struct gp
 	KUNIT_EXPECT_EQ(test, t->reads_of_gone, 0);
 }
 
-/* A mapping goes away only when nobody uses it: the reader would oops. */
+/* An area across two pages that do not follow one another in memory. */
+static gpa_t gpc_test_scattered_area(struct kunit *test)
+{
+	struct gpc_test *t = test->priv;
+	unsigned long uaddr[] = {
+		t->uaddr, t->uaddr2, t->uaddr + PAGE_SIZE, t->uaddr2 + PAGE_SIZE,
+	};
+	gpa_t gpa;
+	void *p;
+	int i;
+
+	/* Every other page first. */
+	for (i = 0; i < ARRAY_SIZE(uaddr); i++)
+		KUNIT_ASSERT_EQ(test, put_user(0, (u8 __user *)uaddr[i]), 0);
+
+	for (gpa = GPC_GPA + PAGE_SIZE - 10; gpa < GPC_NO_GPA - PAGE_SIZE; gpa += PAGE_SIZE) {
+		KUNIT_ASSERT_EQ(test, kvm_gpc_activate(&t->gpc, gpa, GPC_LEN), 0);
+		p = kvm_gpc_lock(&t->gpc);
+		KUNIT_ASSERT_FALSE(test, IS_ERR(p));
+		kvm_gpc_unlock(&t->gpc);
+		if (is_vmalloc_addr(p))
+			return gpa;
+	}
+
+	KUNIT_FAIL_AND_ABORT(test, "All pages follow one another");
+	return INVALID_GPA;
+}
+
+/* A mapping goes away only when nobody uses it: the reader, who does, would oops. */
 static int gpc_test_move(struct gpc_test *t)
 {
-	int error = kvm_gpc_activate(&t->gpc, GPC_GPA2 - 10, GPC_LEN);
+	bool away = kvm_gpc_gpa(&t->gpc) == t->scattered;
 
-	return error ?: kvm_gpc_activate(&t->gpc, GPC_GPA, GPC_LEN);
+	return kvm_gpc_activate(&t->gpc, away ? GPC_GPA : t->scattered, GPC_LEN);
 }
 
 static void gpc_test_unmap_under_reader(struct kunit *test)
 {
+	struct gpc_test *t = test->priv;
+
+	t->scattered = gpc_test_scattered_area(test);
 	gpc_test_disturb_reader(test, gpc_test_move);
 }
 
