@@ -327,7 +327,10 @@ static u64 u64_at(struct kvm_vm *vm, u64 gpa)
 	return val;
 }
 
-/* Of a 64-bit guest: time goes by in one of the states, as set by runstate_data. */
+/*
+ * Of a 64-bit guest: the times add up to when the last state was entered.  They do
+ * in runstate_data, and an update adds as much to one of them as to that.
+ */
 static bool times_add_up(struct kvm_vm *vm, u64 gpa)
 {
 	u64 sum = 0;
