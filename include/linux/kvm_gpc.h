@@ -185,7 +185,8 @@ static inline unsigned long kvm_gpc_len(struct gfn_to_pfn_cache *gpc)
  *
  * Invalidations of the area, e.g. by MMU notifiers, spin until the caller is done,
  * so hold @gpc for a short time.  It is fine to kvm_gpc_trylock() another cache
- * meanwhile, but not more than one.  Interrupts do not count.
+ * meanwhile, which is to be unlocked first, but not more than one.  Interrupts do
+ * not count.
  *
  * Context: May sleep, must be called by a task that uses the VM's mm.  Returns with
  *	    preemption disabled if successful, on PREEMPT_RT, too.
@@ -218,7 +219,7 @@ void *kvm_gpc_trylock(struct gfn_to_pfn_cache *gpc);
 
 /**
  * kvm_gpc_unlock() - end the use of an area
- * @gpc: the cache of the area
+ * @gpc: the cache of the area, the latest to be locked if there are two
  *
  * For those who did not write to the area, and for areas whose changes dirty
  * logging leaves out.
@@ -229,7 +230,7 @@ void kvm_gpc_unlock(struct gfn_to_pfn_cache *gpc);
 
 /**
  * kvm_gpc_unlock_dirty() - end the use of an area that was written to
- * @gpc: the cache of the area
+ * @gpc: the cache of the area, the latest to be locked if there are two
  *
  * Mark the area dirty in its memslot, for dirty logging, then unlock @gpc.
  *

@@ -22,7 +22,6 @@
 #include <linux/lockdep.h>
 #include <linux/percpu.h>
 #include <linux/preempt.h>
-#include <linux/unroll.h>
 
 #include "kvm_mm.h"
 #include "pfncache_map.h"
@@ -31,37 +30,40 @@
  * Readers
  * =======
  *
- * While a task or an interrupt uses a cache, a slot of its CPU points to the cache.
- * No other CPU writes to these, so that readers do not slow each other down; there
- * is nothing to sleep on, so that hard irqs can be readers on PREEMPT_RT, too.
- * A task does not migrate meanwhile, as preemption is disabled.  An interrupt has
- * slots of its own, and so neither takes nor frees one of what it interrupted.
+ * Each CPU has a stack of the caches that are in use on it.  No other CPU writes to
+ * that, so that readers do not slow each other down; there is nothing to sleep on, so
+ * that hard irqs can be readers on PREEMPT_RT, too.  A task does not migrate meanwhile,
+ * as preemption is disabled.  What an interrupt uses is on top of what it interrupted,
+ * wherever that was, and gone when it returns.
  *
  *	reader				invalidation
  *
- *	slot = gpc
+ *	nr++, held[nr] = gpc
  *	smp_mb()	(A)		gpc->khva = NULL
  *	khva = gpc->khva		smp_mb()	(B)
- *	if (khva)			while (slot == gpc)
- *		use khva			cpu_relax()
- *	slot = NULL	(C)		(D)
+ *	if (khva)			for (i = nr; i; i--)
+ *		use khva			while (held[i] == gpc)
+ *	held[nr] = NULL, nr--	(C)			cpu_relax()
+ *							(D)
  *
  * A and B: at least one of the two sees what the other has written.  Either the
  * reader finds that there is nothing to use, or the invalidation waits.
  *
  * C matches D, release and acquire: what the reader did has come to its end when
- * the invalidation goes on.  That may be when it finds the next reader's cache in the
- * slot, so storing that is a release, too.
+ * the invalidation goes on.  What tells it that may be what the next readers store
+ * rather than what the reader itself does, so each store to the stack is a release.
  *
  * A refresh sets gpc->khva after what goes with it (E), and a reader looks at that
  * after gpc->khva (F), release and acquire.
  */
-#define GPC_HELD_MAX	2
-#define GPC_SLOTS	(4 * GPC_HELD_MAX)
+
+/* Two for tasks, two for softirqs and two for hard irqs. */
+#define GPC_HELD_MAX	6
 
 struct gpc_readers {
-	/* For tasks, softirqs, hard irqs and NMIs, as interrupt_context_level() says. */
-	struct gfn_to_pfn_cache *slot[4][GPC_HELD_MAX];
+	/* The caches in use are 1 to nr, the latest last; the others are NULL. */
+	struct gfn_to_pfn_cache *held[GPC_HELD_MAX + 1];
+	unsigned long nr;
 };
 
 static DEFINE_PER_CPU_ALIGNED(struct gpc_readers, gpc_readers);
@@ -81,25 +83,35 @@ static struct lockdep_map gpc_lockdep_map = {
 };
 #endif
 
-static __always_inline struct gfn_to_pfn_cache **gpc_this_cpu_slots(void)
+static __always_inline void gpc_push(struct gpc_readers *readers, struct gfn_to_pfn_cache *gpc)
 {
-	struct gpc_readers *readers = this_cpu_ptr(&gpc_readers);
+	unsigned long nr = readers->nr + 1;
 
-	return readers->slot[likely(in_task()) ? 0 : interrupt_context_level()];
+	/* In this order: an interrupt in between uses what is above. */
+	smp_store_release(&readers->nr, nr);		/* C, matches D */
+	smp_store_release(&readers->held[nr], gpc);	/* C, matches D */
+}
+
+static __always_inline void gpc_pop(struct gpc_readers *readers)
+{
+	unsigned long nr = readers->nr;
+
+	smp_store_release(&readers->held[nr], NULL);	/* C, matches D */
+	smp_store_release(&readers->nr, nr - 1);	/* C, matches D */
 }
 
 static __always_inline void *gpc_enter(struct gfn_to_pfn_cache *gpc)
 {
-	struct gfn_to_pfn_cache **slot;
+	struct gpc_readers *readers;
 	void *khva;
 
 	preempt_disable();
 
-	slot = gpc_this_cpu_slots();
-	if (*slot && WARN_ON_ONCE(*++slot))
+	readers = this_cpu_ptr(&gpc_readers);
+	if (WARN_ON_ONCE(readers->nr == GPC_HELD_MAX))
 		goto none;
 
-	smp_store_release(slot, gpc);			/* C, matches D */
+	gpc_push(readers, gpc);
 	smp_mb();					/* A, matches B */
 	khva = smp_load_acquire(&gpc->khva);		/* F, matches E */
 	if (likely(khva)) {
@@ -107,7 +119,7 @@ static __always_inline void *gpc_enter(struct gfn_to_pfn_cache *gpc)
 		return khva;
 	}
 
-	WRITE_ONCE(*slot, NULL);
+	gpc_pop(readers);
 none:
 	preempt_enable();
 	return NULL;
@@ -115,38 +127,21 @@ none:
 
 static __always_inline void gpc_leave(struct gfn_to_pfn_cache *gpc)
 {
-	struct gfn_to_pfn_cache **slot = gpc_this_cpu_slots();
+	struct gpc_readers *readers = this_cpu_ptr(&gpc_readers);
+
+	/* The latest first. */
+	if (WARN_ON_ONCE(readers->held[readers->nr] != gpc))
+		return;
 
 	lock_release(&gpc_lockdep_map, _THIS_IP_);
 
-	if (unlikely(*slot != gpc))
-		slot++;
-	WARN_ON_ONCE(*slot != gpc);
-
-	smp_store_release(slot, NULL);			/* C, matches D */
+	gpc_pop(readers);
 	preempt_enable();
 }
 
-/* Most CPUs use no cache at all. */
-static __always_inline bool gpc_slots_are_empty(struct gfn_to_pfn_cache **slots)
-{
-	uintptr_t any = 0;
-	int i = 0;
-
-	unrolled_full
-	do {
-		any |= (uintptr_t)smp_load_acquire(&slots[i]);	/* D, matches C */
-	} while (++i < GPC_SLOTS);
-
-	return !any;
-}
-
-/* Whether @gpc, if any, is on the list of caches that were invalidated together. */
+/* Whether @gpc is on the list of caches that were invalidated together. */
 static bool gpc_was_invalidated(struct gfn_to_pfn_cache *gpc, struct gfn_to_pfn_cache *list)
 {
-	if (likely(!gpc))
-		return false;
-
 	for (; list; list = list->next_invalid) {
 		if (gpc == list)
 			return true;
@@ -156,14 +151,12 @@ static bool gpc_was_invalidated(struct gfn_to_pfn_cache *gpc, struct gfn_to_pfn_
 }
 
 /*
- * Wait for those who use the caches on @list, whose khva has been cleared.
- *
- * CPUs that are not online have no readers: preemption is disabled in a reader, and
- * one that has begun on a CPU since finds nothing to use, as for A and B.
+ * Wait for those who use the caches on @list, whose khva has been cleared.  A CPU that
+ * is not online any more can still have an interrupt.
  */
 static void gpc_wait_for_readers(struct gfn_to_pfn_cache *list)
 {
-	unsigned int cpu, i;
+	unsigned int cpu;
 
 	if (!list)
 		return;
@@ -173,15 +166,14 @@ static void gpc_wait_for_readers(struct gfn_to_pfn_cache *list)
 
 	smp_mb();					/* B, matches A */
 
-	for_each_online_cpu(cpu) {
-		struct gfn_to_pfn_cache **slots = per_cpu(gpc_readers, cpu).slot[0];
+	for_each_possible_cpu(cpu) {
+		struct gpc_readers *readers = per_cpu_ptr(&gpc_readers, cpu);
+		unsigned long i;
 
-		if (likely(gpc_slots_are_empty(slots)))
-			continue;
-
-		for (i = 0; i < GPC_SLOTS; i++) {
+		/* Most CPUs use no cache at all. */
+		for (i = smp_load_acquire(&readers->nr); i; i--) {	/* D, matches C */
 			/* D, matches C */
-			while (gpc_was_invalidated(smp_load_acquire(&slots[i]), list))
+			while (gpc_was_invalidated(smp_load_acquire(&readers->held[i]), list))
 				cpu_relax();
 		}
 	}
@@ -322,10 +314,19 @@ void kvm_gpc_invalidate_start(struct kvm *kvm, unsigned long start, unsigned lon
 	gpc_invalidate_range(kvm, start, end - 1);
 }
 
+/* The area of a refresh that waits is in the tree. */
+static bool gpc_is_area_in(struct kvm *kvm, unsigned long start, unsigned long last)
+{
+	guard(spinlock)(&kvm->gpc_lock);
+
+	return interval_tree_iter_first(&kvm->gpc_tree, start, last);
+}
+
 /* MMU notifier 'invalidate_range_end' hook. */
 void kvm_gpc_invalidate_end(struct kvm *kvm, unsigned long start, unsigned long end)
 {
 	struct kvm_gpc_invalidations *inv = &kvm->gpc_invalidations;
+	bool anywhere = false;
 
 	scoped_guard(spinlock, &kvm->gpc_lock) {
 		unsigned int i;
@@ -336,13 +337,15 @@ void kvm_gpc_invalidate_end(struct kvm *kvm, unsigned long start, unsigned long 
 				break;
 		}
 
-		if (i < inv->nr)
+		if (i < inv->nr) {
 			inv->range[i] = inv->range[--inv->nr];
-		else if (!WARN_ON_ONCE(!inv->nr_anywhere))
+		} else if (!WARN_ON_ONCE(!inv->nr_anywhere)) {
 			inv->nr_anywhere--;
+			anywhere = true;
+		}
 	}
 
-	if (wq_has_sleeper(&inv->wait))
+	if (wq_has_sleeper(&inv->wait) && (anywhere || gpc_is_area_in(kvm, start, end - 1)))
 		wake_up_all(&inv->wait);
 }
 
@@ -708,11 +711,17 @@ static int gpc_refresh_area(struct gpc_area *area)
 		return -EIO;
 
 	while ((ret = gpc_try_refresh(area)) == -EAGAIN) {
-		if (fatal_signal_pending(current))
-			return -EINTR;
+		if (fatal_signal_pending(current)) {
+			ret = -EINTR;
+			break;
+		}
 
 		cond_resched();
 	}
+
+	/* Do not keep a mapping of what may not be userspace's any more. */
+	if (ret)
+		gpc_unmap(&area->map);
 
 	return ret;
 }

@@ -416,6 +416,10 @@ static void gpc_test_no_memory(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, gpc_test_lock_error(&t->gpc2), -EFAULT);
 	KUNIT_EXPECT_EQ(test, kvm_gpc_activate_hva(&t->gpc2, t->uaddr, GPC_LEN), -EFAULT);
 	KUNIT_EXPECT_TRUE(test, kvm_gpc_is_active(&t->gpc2));
+
+	/* Nor is it mapped here any more. */
+	KUNIT_EXPECT_NULL(test, t->gpc.area->map.addr);
+	KUNIT_EXPECT_NULL(test, t->gpc2.area->map.addr);
 }
 
 static void gpc_test_poison(struct kunit *test)
@@ -546,7 +550,8 @@ static void gpc_test_wakes_up(struct kunit *test)
 	init_completion(&t->locker_done);
 	locker = kthread_run(gpc_test_locker, t, "gpc_test_locker");
 	KUNIT_ASSERT_FALSE(test, IS_ERR(locker));
-	while (!wq_has_sleeper(&t->kvm->gpc_invalidations.wait))
+	while (!wq_has_sleeper(&t->kvm->gpc_invalidations.wait) &&
+	       !completion_done(&t->locker_done))
 		schedule_timeout_uninterruptible(1);
 
 	/* Not for something else. */
@@ -992,10 +997,10 @@ static void gpc_test_nested_irq(struct irq_work *work)
 	/* In the other order, too. */
 	p2 = kvm_gpc_trylock(&t->gpc2);
 	p = kvm_gpc_trylock(&t->gpc);
-	if (!IS_ERR(p2))
-		kvm_gpc_unlock(&t->gpc2);
 	if (!IS_ERR(p))
 		kvm_gpc_unlock(&t->gpc);
+	if (!IS_ERR(p2))
+		kvm_gpc_unlock(&t->gpc2);
 
 	t->irq_context = in_hardirq();
 	t->irq_khva = p;
@@ -1021,11 +1026,10 @@ static void gpc_test_nested(struct kunit *test)
 			cpu_relax();
 	}
 
-	/* First come, first gone. */
-	if (!IS_ERR(p))
-		kvm_gpc_unlock(&t->gpc);
 	if (!IS_ERR(p2))
 		kvm_gpc_unlock(&t->gpc2);
+	if (!IS_ERR(p))
+		kvm_gpc_unlock(&t->gpc);
 
 	KUNIT_EXPECT_FALSE(test, IS_ERR(p));
 	KUNIT_EXPECT_FALSE(test, IS_ERR(p2));
@@ -1069,7 +1073,7 @@ static void gpc_test_invalidation_waits(struct kunit *test)
 		      &t->invalidate);
 
 	/* It gets as far as to clear khva, and no further. */
-	end = ktime_add_ms(ktime_get(), 1000);
+	end = ktime_add_ms(ktime_get(), 10000);
 	while (ktime_before(ktime_get(), end) && READ_ONCE(t->gpc.khva))
 		cpu_relax();
 	is_cleared = !READ_ONCE(t->gpc.khva);

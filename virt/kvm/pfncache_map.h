@@ -8,7 +8,6 @@
 #define GPC_MAP_MAX	4
 
 enum gpc_map_kind {
-	GPC_MAP_NONE,
 	GPC_MAP_DIRECT,
 	GPC_MAP_VMAP,
 	GPC_MAP_MEMREMAP,

@@ -8,7 +8,7 @@
  * shared_info, and each vCPU's vcpu_info, time info and runstate: where they are,
  * what is where in them, and everything that reads or writes them.  What differs
  * between a 32- and a 64-bit guest is in this file and in no other, but for
- * hypercalls' arguments.
+ * hypercalls' arguments and their page.
  *
  * Areas are registered and the word size is changed under kvm->arch.xen.xen_lock.
  * Whoever needs the word size looks at it with an area locked that depends on it,
@@ -217,19 +217,16 @@ static struct pvclock_wall_clock *kvm_xen_wall_clock(void *khva, bool long_mode,
 }
 
 /* Where it is in the given word size; with shared_info locked. */
-static void kvm_xen_put_wall_clock(struct kvm *kvm, void *khva, bool long_mode)
+static void kvm_xen_put_wall_clock(void *khva, bool long_mode, u64 wall_nsec)
 {
 	struct pvclock_wall_clock *wc;
 	u32 *wc_sec_hi;
 	u32 wc_version;
-	u64 wall_nsec;
 
 	/*
 	 * This code mirrors kvm_write_wall_clock() except that it writes
 	 * directly through the pfn cache and doesn't mark the page dirty.
 	 */
-	wall_nsec = kvm_get_wall_clock_epoch(kvm);
-
 	wc = kvm_xen_wall_clock(khva, long_mode, &wc_sec_hi);
 
 	/* The guest reads again if the version is odd, or another one than before. */
@@ -250,13 +247,14 @@ static void kvm_xen_put_wall_clock(struct kvm *kvm, void *khva, bool long_mode)
 static int kvm_xen_write_wall_clock(struct kvm *kvm)
 {
 	struct gfn_to_pfn_cache *gpc = &kvm->arch.xen.shinfo_cache;
+	u64 wall_nsec = kvm_get_wall_clock_epoch(kvm);
 	void *khva;
 
 	khva = kvm_gpc_lock(gpc);
 	if (IS_ERR(khva))
 		return kvm_xen_area_error(PTR_ERR(khva));
 
-	kvm_xen_put_wall_clock(kvm, khva, kvm_xen_long_mode(kvm));
+	kvm_xen_put_wall_clock(khva, kvm_xen_long_mode(kvm), wall_nsec);
 	kvm_gpc_unlock(gpc);
 	return 0;
 }
@@ -1058,6 +1056,7 @@ static void kvm_xen_shrink_runstates(struct kvm *kvm, size_t len)
 static int kvm_xen_switch_mode(struct kvm *kvm, bool long_mode)
 {
 	struct gfn_to_pfn_cache *gpc = &kvm->arch.xen.shinfo_cache;
+	u64 wall_nsec = kvm_get_wall_clock_epoch(kvm);
 	bool old_mode = kvm->arch.xen.long_mode;
 	void *khva;
 
@@ -1067,7 +1066,7 @@ static int kvm_xen_switch_mode(struct kvm *kvm, bool long_mode)
 			return kvm_xen_area_error(PTR_ERR(khva));
 
 		WRITE_ONCE(kvm->arch.xen.long_mode, long_mode);
-		kvm_xen_put_wall_clock(kvm, khva, long_mode);
+		kvm_xen_put_wall_clock(khva, long_mode, wall_nsec);
 		kvm_gpc_unlock(gpc);
 	} else {
 		WRITE_ONCE(kvm->arch.xen.long_mode, long_mode);

@@ -36,6 +36,7 @@
 /* Memory of the VMM's that takes a while to be taken away. */
 #define BALLAST		(16 << 20)
 #define NR_REAPED	8
+#define MAX_TRIES	64
 
 enum outcome {
 	NOT_WRITTEN = 1,
@@ -207,8 +208,9 @@ static void raise_on(struct vmm *v)
 {
 	/* Not for ever, whatever becomes of the test. */
 	alarm(60);
-	for (;;)
-		eventfd_write(v->irqfd, 1);
+	while (!eventfd_write(v->irqfd, 1))
+		;
+	_exit(KSFT_FAIL);
 }
 
 static void vmm_to_be_reaped(int ready)
@@ -228,6 +230,8 @@ static void vmm_to_be_reaped(int ready)
 	xen_set_shared_info(v.vm, SHINFO_GPA);
 	xen_set_vcpu_info(v.vcpu, VCPU_INFO_GPA);
 	v.irqfd = xen_irqfd(v.vcpu, IRQFD_GSI, IRQFD_PORT);
+	TEST_ASSERT_EQ(eventfd_write(v.irqfd, 1), 0);
+	TEST_ASSERT(is_pending(&v, IRQFD_PORT), "No event by irqfd");
 
 	pid = fork();
 	if (!pid)
@@ -271,10 +275,11 @@ TEST(irqfd_while_reaped)
 {
 	int i, reaped = 0;
 
-	for (i = 0; i < NR_REAPED; i++)
+	for (i = 0; i < MAX_TRIES && reaped < NR_REAPED; i++)
 		reaped += reap_vmm();
 
-	TH_LOG("%d of %d were reaped", reaped, NR_REAPED);
+	TH_LOG("%d of %d were reaped", reaped, i);
+	EXPECT_EQ(reaped, NR_REAPED);
 }
 
 int main(int argc, char *argv[])

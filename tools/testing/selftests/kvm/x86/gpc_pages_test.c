@@ -22,9 +22,12 @@
 #define SLOT2		11
 #define END_GPA		(GPA2 + NR_PAGES * PAGE_SIZE)
 /* Memory without a struct page, if there is any: two pages in a row, two in none. */
-#define BARE_GPA	(END_GPA + SZ_2M)
+#define BARE_GPA	(END_GPA + 4 * SZ_2M)
 #define BARE_SLOT	12
 #define NR_BARE		4
+/* A huge page. */
+#define HUGE_GPA	align_up(END_GPA, SZ_2M)
+#define HUGE_SLOT	13
 
 #define LEN_32		44
 #define LEN_64		48
@@ -47,7 +50,8 @@ static const struct kvm_xen_vcpu_attr runstate_data = {
 	},
 };
 
-static u8 *bare;
+/* If a test has them. */
+static u8 *bare, *huge;
 
 FIXTURE(gpc_pages) {
 	struct kvm_vcpu *vcpu;
@@ -108,6 +112,8 @@ static u8 *byte_at(struct kvm_vm *vm, u64 gpa)
 {
 	if (bare && gpa >= BARE_GPA && gpa < BARE_GPA + NR_BARE * PAGE_SIZE)
 		return bare + (gpa - BARE_GPA);
+	if (huge && gpa >= HUGE_GPA && gpa < HUGE_GPA + SZ_2M)
+		return huge + (gpa - HUGE_GPA);
 
 	return gpa < END_GPA ? addr_gpa2hva(vm, gpa) : NULL;
 }
@@ -243,25 +249,33 @@ static off_t bare_memory(void)
 	return read_number("/sys/module/kvm/parameters/gpc_test_memory", 10);
 }
 
-TEST_F(gpc_pages, runstate_without_struct_page)
+static bool add_bare_memory(struct kvm_vm *vm)
 {
 	static const int page[NR_BARE] = { 0, 1, 3, 2 };
 	off_t where = bare_memory();
 	int i, fd;
 
 	if (!where)
-		SKIP(return, "The kernel was not told of any such memory");
+		return false;
 
 	fd = open("/dev/mem", O_RDWR);
-	ASSERT_LE(0, fd);
-	bare = mmap(NULL, NR_BARE * PAGE_SIZE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	ASSERT_NE(bare, MAP_FAILED);
+	TEST_ASSERT(fd >= 0, "open(/dev/mem): errno %d", errno);
+	bare = kvm_mmap(NR_BARE * PAGE_SIZE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
 	for (i = 0; i < NR_BARE; i++)
-		ASSERT_NE(mmap(bare + i * PAGE_SIZE, PAGE_SIZE, PROT_READ | PROT_WRITE,
-			       MAP_SHARED | MAP_FIXED, fd, where + page[i] * PAGE_SIZE),
-			  MAP_FAILED);
+		TEST_ASSERT(mmap(bare + i * PAGE_SIZE, PAGE_SIZE, PROT_READ | PROT_WRITE,
+				 MAP_SHARED | MAP_FIXED, fd, where + page[i] * PAGE_SIZE) !=
+			    MAP_FAILED, "mmap(/dev/mem): errno %d", errno);
 	close(fd);
-	vm_set_user_memory_region(self->vm, BARE_SLOT, 0, BARE_GPA, NR_BARE * PAGE_SIZE, bare);
+	vm_set_user_memory_region(vm, BARE_SLOT, 0, BARE_GPA, NR_BARE * PAGE_SIZE, bare);
+	return true;
+}
+
+TEST_F(gpc_pages, runstate_without_struct_page)
+{
+	int i;
+
+	if (!add_bare_memory(self->vm))
+		SKIP(return, "The kernel was not told of any such memory");
 
 	for (i = 1; i < NR_BARE; i++) {
 		u64 gpa = BARE_GPA + i * PAGE_SIZE;
@@ -283,18 +297,18 @@ TEST_F(gpc_pages, runstate_without_struct_page)
 /* Pages that follow one another in memory. */
 TEST_F(gpc_pages, runstate_in_huge_page)
 {
-	u64 gpa = align_up(END_GPA, SZ_2M), size = SZ_2M;
+	u64 gpa = HUGE_GPA + PAGE_SIZE;
 
 	if (!thp_configured())
 		SKIP(return, "There are no huge pages");
 
-	vm_userspace_mem_region_add(self->vm, VM_MEM_SRC_ANONYMOUS_THP, gpa, SLOT2 + 1,
-				    size / PAGE_SIZE, 0);
-	memset(addr_gpa2hva(self->vm, gpa), 0, size);
-	TH_LOG("The pages are %s", is_scattered(self->vm, gpa + PAGE_SIZE) ? "scattered" :
-									     "contiguous");
-	TEST_ASSERT_EQ(set_runstate_addr(self->vcpu, gpa + PAGE_SIZE - 7), 0);
-	EXPECT_EQ(READ_ONCE(*(u8 *)addr_gpa2hva(self->vm, gpa + PAGE_SIZE - 7)), RUNSTATE_blocked);
+	vm_userspace_mem_region_add(self->vm, VM_MEM_SRC_ANONYMOUS_THP, HUGE_GPA, HUGE_SLOT,
+				    SZ_2M / PAGE_SIZE, 0);
+	huge = addr_gpa2hva(self->vm, HUGE_GPA);
+	memset(huge, 0, SZ_2M);
+	EXPECT_FALSE(is_scattered(self->vm, gpa));
+	EXPECT_EQ(try_runstate_across(self->vm, self->vcpu, gpa, true), 0);
+	EXPECT_EQ(try_runstate_across(self->vm, self->vcpu, gpa, false), 0);
 }
 
 static void set_current(struct kvm_vcpu *vcpu, u64 state)
@@ -578,33 +592,39 @@ static void replace_page(struct kvm_vm *vm, u64 gpa)
 	} while (!is_scattered(vm, gpa));
 }
 
-TEST_F(gpc_pages, allocations_fail)
+static bool has_fault_injection(void)
 {
-	u64 old = GPA + 2 * PAGE_SIZE - 10, new = GPA + 5 * PAGE_SIZE - 10;
-	u32 state = RUNSTATE_running;
-	u8 *last_page = byte_at(self->vm, new + 10);
-	int fd, nth, ret, errors = 0;
-	bool failed = true;
-
-	if (access("/sys/kernel/debug/failslab", F_OK) || access("/proc/self/fail-nth", W_OK))
-		SKIP(return, "The kernel has no fault injection");
+	if (access("/sys/kernel/debug/failslab", F_OK) ||
+	    access("/sys/kernel/debug/fail_page_alloc", F_OK) ||
+	    access("/proc/self/fail-nth", W_OK))
+		return false;
 
 	write_file("/sys/kernel/debug/failslab/ignore-gfp-wait", "N");
 	write_file("/sys/kernel/debug/failslab/verbose", "0");
 	write_file("/sys/kernel/debug/fail_page_alloc/ignore-gfp-wait", "N");
 	write_file("/sys/kernel/debug/fail_page_alloc/min-order", "0");
 	write_file("/sys/kernel/debug/fail_page_alloc/verbose", "0");
+	return true;
+}
+
+/* The old area works on each time.  Return how many of them the new one needs. */
+static int fail_activation(struct __test_metadata *_metadata, struct kvm_vm *vm,
+			   struct kvm_vcpu *vcpu, u64 new, bool fault_in)
+{
+	u64 old = GPA + 2 * PAGE_SIZE - 10;
+	u32 state = RUNSTATE_running;
+	int fd, nth, ret, errors = 0;
+	bool failed = true;
 
 	for (nth = 1; failed; nth++) {
-		ASSERT_EQ(set_runstate_addr(self->vcpu, old), 0);
-
-		/* A page of the new area has to be faulted in, too. */
-		touch_scattered(addr_gpa2hva(self->vm, GPA));
-		ASSERT_EQ(madvise(last_page, PAGE_SIZE, MADV_DONTNEED), 0);
-		set_current(self->vcpu, state);
+		ASSERT_EQ(set_runstate_addr(vcpu, old), 0);
+		touch_scattered(addr_gpa2hva(vm, GPA));
+		if (fault_in)
+			ASSERT_EQ(madvise(byte_at(vm, new + 10), PAGE_SIZE, MADV_DONTNEED), 0);
+		set_current(vcpu, state);
 
 		ASSERT_TRUE(fail_nth_begin(&fd, nth));
-		ret = set_runstate_addr(self->vcpu, new);
+		ret = set_runstate_addr(vcpu, new);
 		failed = fail_nth_end(fd);
 		ASSERT_LT(nth, 1000);
 		if (!ret)
@@ -614,11 +634,41 @@ TEST_F(gpc_pages, allocations_fail)
 		ASSERT_EQ(ret, -EFAULT);
 		errors++;
 		state = state == RUNSTATE_running ? RUNSTATE_blocked : RUNSTATE_running;
-		set_current(self->vcpu, state);
-		ASSERT_EQ(state_at(self->vm, old), state);
+		set_current(vcpu, state);
+		ASSERT_EQ(state_at(vm, old), state);
 	}
 	TH_LOG("%d of %d allocations are needed by activation", errors, nth - 2);
-	EXPECT_LT(0, errors);
+
+	return errors;
+}
+
+/* The area, and what maps pages that follow one another, and others. */
+TEST_F(gpc_pages, allocations_without_struct_page_fail)
+{
+	int i;
+
+	if (!has_fault_injection())
+		SKIP(return, "The kernel has no fault injection");
+	if (!add_bare_memory(self->vm))
+		SKIP(return, "The kernel was not told of any such memory");
+
+	for (i = 1; i < NR_BARE; i++)
+		EXPECT_LE(2, fail_activation(_metadata, self->vm, self->vcpu,
+					     BARE_GPA + i * PAGE_SIZE - 10, false));
+}
+
+TEST_F(gpc_pages, allocations_fail)
+{
+	u64 new = GPA + 5 * PAGE_SIZE - 10;
+	u32 state = RUNSTATE_running;
+	int fd, nth, errors;
+	bool failed;
+
+	if (!has_fault_injection())
+		SKIP(return, "The kernel has no fault injection");
+
+	/* The area, what maps it, and a page that has to be faulted in. */
+	EXPECT_LE(3, fail_activation(_metadata, self->vm, self->vcpu, new, true));
 
 	/* A refresh that fails is made up for by the next one. */
 	errors = 0;

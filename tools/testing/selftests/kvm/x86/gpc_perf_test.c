@@ -51,9 +51,12 @@
  *  senders_2		... by two threads on two CPUs, each to a vCPU of its own: the time
  *			until both are done, per event of one thread.  It means something
  *			only on CPUs that run at the same time, so not with thread=single.
+ *			All senders have tables of files of their own, as those that share
+ *			one count references to the VM's file with each system call.
  *  refresh_*		RUNSTATE_CURRENT after the area's page was dropped, i.e. with a
  *			refresh: median, 99th percentile, and CPU time of the thread
- *  storm_*		... while a thread on another CPU drops other memory all the time
+ *  storm_*		... while a thread on another CPU does MADV_FREE of other memory
+ *			over and over, i.e. with an invalidation under way almost always
  */
 #include <linux/sizes.h>
 #include <pthread.h>
@@ -490,6 +493,7 @@ static void *sender_thread(void *arg)
 	u32 i;
 
 	pin_self_to_cpu(s->cpu);
+	TEST_ASSERT_EQ(unshare(CLONE_FILES), 0);
 	pthread_barrier_wait(&barrier);
 	s->start = now_ns();
 	for (i = 0; i < SENDER_ITERATIONS; i++) {
@@ -560,15 +564,12 @@ static bool storm_is_over;
 static void *storm_thread(void *cpu)
 {
 	char *mem = kvm_mmap(STORM_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
-	size_t i;
 
 	pin_self_to_cpu((long)cpu);
 	madvise(mem, STORM_SIZE, MADV_NOHUGEPAGE);
-	while (!READ_ONCE(storm_is_over)) {
-		for (i = 0; i < STORM_SIZE; i += PAGE_SIZE)
-			WRITE_ONCE(mem[i], 1);
-		kvm_madvise(mem, STORM_SIZE, MADV_DONTNEED);
-	}
+	memset(mem, 1, STORM_SIZE);
+	while (!READ_ONCE(storm_is_over))
+		kvm_madvise(mem, STORM_SIZE, MADV_FREE);
 	kvm_munmap(mem, STORM_SIZE);
 	return NULL;
 }

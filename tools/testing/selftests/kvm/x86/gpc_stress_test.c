@@ -4,7 +4,8 @@
  * vcpu_info, vCPU time info and runstate (of which some cross a page), and
  * kvmclock.
  *
- * vCPUs use all areas, a thread raises events, and three threads disturb the
+ * vCPUs use all areas, a thread raises events, another one changes the runstate of
+ * vCPUs that do not run (idle ones, up to 1000), and three threads disturb the
  * memory under the areas: one takes pages away and brings others, one has the
  * kernel move pages, one modifies the memslot.  A round ends with the disturbers
  * at rest, when all must work; every other round is gentle, i.e. has no time in
@@ -45,6 +46,7 @@
 #include "xen.h"
 
 #define MAX_VCPUS		4
+#define MAX_IDLE		1000
 #define UPCALL_VECTOR		0x30
 #define FIRST_GSI		32
 
@@ -60,7 +62,9 @@
 #define TIME_INFO(v)		(2 * PAGE_SIZE + (v) * 32)
 #define KVMCLOCK(v)		(3 * PAGE_SIZE + (v) * 32)
 #define RUNSTATE(v)		(5 * PAGE_SIZE - 60 + (v) * (2 * PAGE_SIZE + 20))
-#define NR_HOT			(4 + 2 * MAX_VCPUS)
+#define IDLE_RUNSTATE(i)	((4 + 2 * MAX_VCPUS) * PAGE_SIZE + (i) * 60)
+#define NR_PAGES(idle)		DIV_ROUND_UP(IDLE_RUNSTATE(idle), PAGE_SIZE)
+#define MAX_HOT			NR_PAGES(MAX_IDLE)
 
 #define NR_FRAMES		64
 #define NR_RECYCLED		64
@@ -243,11 +247,13 @@ static void guest_code(struct shared *shared, u32 id)
 
 /* The host: what all threads use */
 
-static u32 nr_vcpus = 2, nr_rounds = 30, seed;
+static u32 nr_vcpus = 2, nr_idle = 64, nr_hot, nr_rounds = 30, seed;
 static bool on_memfd, gentle, quiet, round_over, stop;
 static struct kvm_vm *vm;
-static struct kvm_vcpu *vcpus[MAX_VCPUS];
+/* Those that run, and then those that do not. */
+static struct kvm_vcpu *vcpus[MAX_VCPUS + MAX_IDLE];
 static u32 strict_passes[MAX_VCPUS], passes, retries, failed_sends, events[NR_SOURCES];
+static u32 idle_changes;
 static int irqfds[NR_WORDS];
 static pthread_barrier_t barrier;
 
@@ -257,7 +263,7 @@ static pthread_barrier_t barrier;
  */
 static char *area, *pool, *away, *decoys, *recycled, *twin;
 static int memfd, frames[NR_FRAMES];
-static char poison[PAGE_SIZE], snapshot[NR_HOT * PAGE_SIZE], twin_copy[PAGE_SIZE];
+static char poison[PAGE_SIZE], snapshot[MAX_HOT * PAGE_SIZE], twin_copy[PAGE_SIZE];
 static bool twin_merged;
 
 /* Held while pages are away.  Taken before slot_lock. */
@@ -266,6 +272,9 @@ static pthread_mutex_t area_lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_rwlock_t slot_lock = PTHREAD_RWLOCK_WRITER_NONRECURSIVE_INITIALIZER_NP;
 /* Held to raise events. */
 static pthread_mutex_t send_lock = PTHREAD_MUTEX_INITIALIZER;
+
+/* Held to change the runstate of vCPUs that do not run. */
+static pthread_mutex_t idle_lock = PTHREAD_MUTEX_INITIALIZER;
 
 /* A step is an exit of a vCPU. */
 static pthread_mutex_t step_lock = PTHREAD_MUTEX_INITIALIZER;
@@ -413,15 +422,42 @@ static void set_irqfds(bool assign)
 	}
 }
 
+static void set_idle_runstates(u32 state)
+{
+	struct kvm_xen_vcpu_attr attr = {
+		.type = KVM_XEN_VCPU_ATTR_TYPE_RUNSTATE_CURRENT,
+		.u.runstate.state = state,
+	};
+	int i;
+
+	for (i = 0; i < nr_idle; i++)
+		vcpu_ioctl(vcpus[nr_vcpus + i], KVM_XEN_VCPU_SET_ATTR, &attr);
+	idle_changes += nr_idle;
+}
+
+static void *idle_thread(void *arg)
+{
+	u32 state = 0;
+
+	while (!READ_ONCE(stop)) {
+		state = state == RUNSTATE_blocked ? RUNSTATE_runnable : RUNSTATE_blocked;
+		pthread_mutex_lock(&idle_lock);
+		set_idle_runstates(state);
+		pthread_mutex_unlock(&idle_lock);
+		await_steps(1);
+	}
+	return NULL;
+}
+
 /* Disturbers that take pages away and bring others */
 
 static void random_pages(struct kvm_random_state *rng, int *first, int *nr)
 {
-	*first = kvm_random_u32_in_range(rng, 0, NR_HOT - 1);
-	*nr = kvm_random_u32_in_range(rng, 1, NR_HOT - *first);
+	*first = kvm_random_u32_in_range(rng, 0, nr_hot - 1);
+	*nr = kvm_random_u32_in_range(rng, 1, nr_hot - *first);
 	if (kvm_random_bool(rng)) {
 		*first = 0;
-		*nr = NR_HOT;
+		*nr = nr_hot;
 	}
 }
 
@@ -459,7 +495,7 @@ static bool do_munmap(struct kvm_random_state *rng)
 	random_pages(rng, &first, &nr);
 	kvm_munmap(area + first * PAGE_SIZE, nr * PAGE_SIZE);
 	for (p = first; p < first + nr; p++) {
-		other = kvm_random_u32_in_range(rng, NR_HOT, NR_FRAMES - 1);
+		other = kvm_random_u32_in_range(rng, nr_hot, NR_FRAMES - 1);
 		old = frames[p];
 		frames[p] = frames[other];
 		frames[other] = old;
@@ -476,7 +512,7 @@ static bool do_mremap(struct kvm_random_state *rng)
 	int p;
 
 	move(area, away, AREA_SIZE);
-	for (p = 0; p < NR_HOT; p++)
+	for (p = 0; p < nr_hot; p++)
 		renew_page(away + p * PAGE_SIZE, decoys + p * PAGE_SIZE);
 	move(decoys, area, AREA_SIZE);
 	decoys = away;
@@ -486,11 +522,11 @@ static bool do_mremap(struct kvm_random_state *rng)
 
 static bool do_mremap_back(struct kvm_random_state *rng)
 {
-	char *from = area + (on_memfd ? kvm_random_u32(rng) % NR_HOT * PAGE_SIZE : 0);
+	char *from = area + (on_memfd ? kvm_random_u32(rng) % nr_hot * PAGE_SIZE : 0);
 	size_t size = on_memfd ? PAGE_SIZE : AREA_SIZE;
 
 	move(from, away, size);
-	check_still(away, on_memfd ? 1 : NR_HOT);
+	check_still(away, on_memfd ? 1 : nr_hot);
 	move(away, from, size);
 	return true;
 }
@@ -524,7 +560,7 @@ static bool do_dontneed(struct kvm_random_state *rng)
 		return !madvise(area + first * PAGE_SIZE, nr * PAGE_SIZE, MADV_DONTNEED);
 
 	first = max(first, 1);
-	nr = min(nr, NR_HOT - first);
+	nr = min(nr, nr_hot - first);
 	pthread_rwlock_wrlock(&slot_lock);
 	r = madvise(area + first * PAGE_SIZE, nr * PAGE_SIZE, MADV_DONTNEED);
 	sh->epoch++;
@@ -536,20 +572,20 @@ static bool do_dontneed(struct kvm_random_state *rng)
 
 static bool do_pageout(struct kvm_random_state *rng)
 {
-	return !madvise(area, NR_HOT * PAGE_SIZE, MADV_PAGEOUT);
+	return !madvise(area, nr_hot * PAGE_SIZE, MADV_PAGEOUT);
 }
 
 static bool do_move_pages(struct kvm_random_state *rng)
 {
-	int nodes[NR_HOT], status[NR_HOT], p, nr = 0;
-	void *pages[NR_HOT];
+	int nodes[MAX_HOT], status[MAX_HOT], p, nr = 0;
+	void *pages[MAX_HOT];
 
-	for (p = 0; p < NR_HOT; p++) {
+	for (p = 0; p < nr_hot; p++) {
 		pages[p] = area + p * PAGE_SIZE;
 		nodes[p] = kvm_random_bool(rng);
 	}
-	syscall(__NR_move_pages, 0, NR_HOT, pages, nodes, status, MPOL_MF_MOVE);
-	for (p = 0; p < NR_HOT; p++)
+	syscall(__NR_move_pages, 0, nr_hot, pages, nodes, status, MPOL_MF_MOVE);
+	for (p = 0; p < nr_hot; p++)
 		nr += status[p] == nodes[p];
 	return nr;
 }
@@ -787,8 +823,8 @@ static void create_memory(void)
 	for (p = 0; p < NR_FRAMES; p++)
 		frames[p] = p;
 	memset(poison, POISON, PAGE_SIZE);
-	memset(pool + NR_HOT * PAGE_SIZE, POISON, (NR_FRAMES - NR_HOT) * PAGE_SIZE);
-	memset(decoys, POISON, NR_HOT * PAGE_SIZE);
+	memset(pool + nr_hot * PAGE_SIZE, POISON, (NR_FRAMES - nr_hot) * PAGE_SIZE);
+	memset(decoys, POISON, nr_hot * PAGE_SIZE);
 	memset(recycled, POISON, NR_RECYCLED * PAGE_SIZE);
 }
 
@@ -846,9 +882,9 @@ static void create_vm(void)
 	gva_t gva;
 	int v;
 
-	vm = vm_create_with_vcpus(nr_vcpus, guest_code, vcpus);
+	vm = vm_create_with_vcpus(nr_vcpus + nr_idle, guest_code, vcpus);
 	set_slot(0, AREA_GPA, AREA_SIZE);
-	virt_map(vm, AREA_GVA, AREA_GPA, NR_HOT);
+	virt_map(vm, AREA_GVA, AREA_GPA, nr_hot);
 	vm_install_exception_handler(vm, UPCALL_VECTOR, guest_upcall);
 	gva = vm_alloc_page(vm);
 	sh = addr_gva2hva(vm, gva);
@@ -868,6 +904,9 @@ static void create_vm(void)
 		xen_set_vcpu_area(vcpu, KVM_XEN_VCPU_ATTR_TYPE_RUNSTATE_ADDR,
 				  AREA_GPA + RUNSTATE(v));
 	}
+	for (v = 0; v < nr_idle; v++)
+		xen_set_vcpu_area(vcpus[nr_vcpus + v], KVM_XEN_VCPU_ATTR_TYPE_RUNSTATE_ADDR,
+				  AREA_GPA + IDLE_RUNSTATE(v));
 	set_infos(false);
 	create_ports();
 }
@@ -876,9 +915,9 @@ static void check_memory(void)
 {
 	int p;
 
-	for (p = NR_HOT; p < NR_FRAMES && on_memfd; p++)
+	for (p = nr_hot; p < NR_FRAMES && on_memfd; p++)
 		check_poison(pool + frames[p] * PAGE_SIZE, "page that was the area's");
-	for (p = 0; p < NR_HOT; p++)
+	for (p = 0; p < nr_hot; p++)
 		check_poison(decoys + p * PAGE_SIZE, "page that was the area's");
 	TEST_ASSERT(!twin_merged || !memcmp(twin, twin_copy, PAGE_SIZE),
 		    "A page shared by KSM was written to");
@@ -905,6 +944,23 @@ static void check_events(void)
 									  "not selected");
 		}
 	}
+}
+
+static void check_idle_runstates(void)
+{
+	struct xen_runstate *rs;
+	int i;
+
+	pthread_mutex_lock(&idle_lock);
+	set_idle_runstates(RUNSTATE_offline);
+	for (i = 0; i < nr_idle; i++) {
+		rs = (void *)(area + IDLE_RUNSTATE(i));
+		TEST_ASSERT(rs->state == RUNSTATE_offline && rs->entry_time &&
+			    rs->entry_time == rs->time[0] + rs->time[1] + rs->time[2] + rs->time[3],
+			    "Runstate of idle vCPU %d: state %u, entry time %lu", i, rs->state,
+			    (u64)rs->entry_time);
+	}
+	pthread_mutex_unlock(&idle_lock);
 }
 
 static void await_strict_passes(u32 nr)
@@ -958,11 +1014,12 @@ static void run_round(int round)
 	rest();
 	check_memory();
 	check_events();
+	check_idle_runstates();
 }
 
 static void run_vm(void)
 {
-	pthread_t threads[MAX_VCPUS + 1 + NR_DISTURBERS];
+	pthread_t threads[MAX_VCPUS + 2 + NR_DISTURBERS];
 	int i, w, nr = 0;
 
 	create_memory();
@@ -974,6 +1031,7 @@ static void run_vm(void)
 	for (i = 0; i < nr_vcpus; i++)
 		pthread_create(&threads[nr++], NULL, vcpu_thread, (void *)(long)i);
 	pthread_create(&threads[nr++], NULL, sender_thread, NULL);
+	pthread_create(&threads[nr++], NULL, idle_thread, NULL);
 	for (i = 0; i < NR_DISTURBERS; i++)
 		pthread_create(&threads[nr++], NULL, disturber_thread, (void *)(long)i);
 
@@ -998,6 +1056,7 @@ static void report(void)
 		passes, retries);
 	pr_info("events: %u by ioctl, %u by irqfd, %u by hypercall; %u failed\n",
 		events[BY_IOCTL], events[BY_IRQFD], events[BY_HCALL], failed_sends);
+	pr_info("%u changes of the runstate of %u idle vCPUs\n", idle_changes, nr_idle);
 	for (d = disturbances; d < disturbances + ARRAY_SIZE(disturbances); d++)
 		if (!d->missing)
 			pr_info("%s: %u, %u in vain\n", d->name, d->done, d->tried - d->done);
@@ -1013,7 +1072,7 @@ static void hang(int sig)
 
 static void help(const char *name)
 {
-	printf("usage: %s [-h] [-n vcpus] [-r rounds] [-s seed]\n", name);
+	printf("usage: %s [-h] [-i idle vcpus] [-n vcpus] [-r rounds] [-s seed]\n", name);
 }
 
 int main(int argc, char *argv[])
@@ -1026,8 +1085,12 @@ int main(int argc, char *argv[])
 	TEST_REQUIRE((kvm_check_cap(KVM_CAP_XEN_HVM) & flags) == flags);
 
 	seed = time(NULL);
-	while ((opt = getopt(argc, argv, "hn:r:s:")) != -1) {
+	while ((opt = getopt(argc, argv, "hi:n:r:s:")) != -1) {
 		switch (opt) {
+		case 'i':
+			nr_idle = atoi_non_negative("Number of idle vCPUs", optarg);
+			TEST_ASSERT(nr_idle <= MAX_IDLE, "At most %d idle vCPUs", MAX_IDLE);
+			break;
 		case 'n':
 			nr_vcpus = atoi_positive("Number of vCPUs", optarg);
 			TEST_ASSERT(nr_vcpus <= MAX_VCPUS, "At most %d vCPUs", MAX_VCPUS);
@@ -1043,7 +1106,8 @@ int main(int argc, char *argv[])
 			exit(opt == 'h' ? KSFT_PASS : KSFT_FAIL);
 		}
 	}
-	pr_info("-n %u -r %u -s %u\n", nr_vcpus, nr_rounds, seed);
+	pr_info("-i %u -n %u -r %u -s %u\n", nr_idle, nr_vcpus, nr_rounds, seed);
+	nr_hot = NR_PAGES(nr_idle);
 	look_for_what_is_missing();
 
 	signal(SIGALRM, hang);

@@ -365,7 +365,9 @@ TEST_F(xen_area, move)
 	}
 
 	/* Events, too. */
+	memset(self->registered, 0, 32);
 	xen_evtchn_send(self->vcpu, PORT);
+	expect_event(_metadata, self->registered, variant->long_mode);
 	EXPECT_EQ(memcmp(from, before, sizeof(before)), 0);
 }
 
@@ -406,6 +408,176 @@ TEST_F(xen_area, reset_without_shared_info)
 	vcpu_run(self->vcpu);
 	EXPECT_EQ(from[0], 1);
 	EXPECT_NE(sel_at(from, variant->long_mode), 0);
+}
+
+struct wall_clock {
+	u32 version;
+	u32 sec;
+	u32 nsec;
+};
+
+static struct wall_clock *wall_clock(u8 *shinfo, bool long_mode)
+{
+	return (void *)(shinfo + (long_mode ? 0xc00 : 0x900));
+}
+
+/* In either place, but what was there before is as it was. */
+TEST_F(xen_area, mode_changes_wall_clock)
+{
+	struct wall_clock *to = wall_clock(self->shinfo, !variant->long_mode);
+	struct wall_clock *from = wall_clock(self->shinfo, variant->long_mode);
+	struct timespec before, after;
+
+	memset(self->shinfo, 0, PAGE_SIZE);
+	clock_gettime(CLOCK_REALTIME, &before);
+	xen_set_long_mode(self->vm, !variant->long_mode);
+	clock_gettime(CLOCK_REALTIME, &after);
+
+	/* The time at which the VM was made. */
+	EXPECT_NE(to->version, 0);
+	EXPECT_EQ(to->version % 2, 0);
+	EXPECT_LE(to->sec, (u32)after.tv_sec);
+	EXPECT_LT((u32)before.tv_sec - 3600, to->sec);
+	EXPECT_LT(to->nsec, NSEC_PER_SEC);
+
+	EXPECT_EQ(from->version, 0);
+	EXPECT_EQ(from->sec, 0);
+	EXPECT_EQ(from->nsec, 0);
+}
+
+/* Nothing changes if vcpu_info is out of reach. */
+TEST_F(xen_area, mode_without_vcpu_info)
+{
+	u8 *page = addr_gpa2hva(self->vm, NO_GPA), before[PAGE_SIZE];
+
+	ASSERT_EQ(set_vcpu_info(self->vcpu, NO_GPA, variant->by_hva), 0);
+	vcpu_run(self->vcpu);
+	memcpy(before, self->shinfo, PAGE_SIZE);
+
+	ASSERT_EQ(mprotect(page, PAGE_SIZE, PROT_NONE), 0);
+	EXPECT_EQ(__xen_set_long_mode(self->vm, !variant->long_mode), -1);
+	EXPECT_EQ(errno, EFAULT);
+	EXPECT_EQ(xen_get_long_mode(self->vm), variant->long_mode);
+	EXPECT_EQ(memcmp(self->shinfo, before, PAGE_SIZE), 0);
+
+	ASSERT_EQ(mprotect(page, PAGE_SIZE, PROT_READ | PROT_WRITE), 0);
+	memset(page, 0, 32);
+	xen_evtchn_send(self->vcpu, PORT);
+	vcpu_run(self->vcpu);
+	expect_event(_metadata, page, variant->long_mode);
+	xen_set_long_mode(self->vm, !variant->long_mode);
+}
+
+/* Onto itself: to have it where it is by default is to have it. */
+TEST_F(xen_area, move_to_default)
+{
+	u64 all = variant->long_mode ? ~0ull : ~0u;
+	u8 *vi = default_vcpu_info(self->shinfo, 5);
+	u32 version;
+
+	ASSERT_EQ(set_vcpu_id(self->vcpu, 5), 0);
+	vcpu_run(self->vcpu);
+	vi[1] = 1;
+	version = time_of(vi)->version;
+	ASSERT_EQ(set_vcpu_info(self->vcpu, SHINFO_GPA + 5 * VCPU_INFO_LEN, variant->by_hva), 0);
+	EXPECT_EQ(vi[0], 1);
+	EXPECT_EQ(vi[1], 1);
+	EXPECT_EQ(sel_at(vi, variant->long_mode), all);
+	vcpu_run(self->vcpu);
+	EXPECT_LT(version, time_of(vi)->version);
+
+	memset(vi, 0, 32);
+	xen_evtchn_send(self->vcpu, PORT);
+	expect_event(_metadata, vi, variant->long_mode);
+}
+
+static u32 runstate_at(u8 *where)
+{
+	struct xen_runstate *rs = (void *)where;
+
+	return READ_ONCE(rs->state);
+}
+
+static void set_current(struct kvm_vcpu *vcpu, u64 state)
+{
+	struct kvm_xen_vcpu_attr attr = {
+		.type = KVM_XEN_VCPU_ATTR_TYPE_RUNSTATE_CURRENT,
+		.u.runstate.state = state,
+	};
+
+	vcpu_ioctl(vcpu, KVM_XEN_VCPU_SET_ATTR, &attr);
+}
+
+static bool is_pending(u8 *shinfo, bool long_mode)
+{
+	struct xen_shared_info32 *shinfo32 = (void *)shinfo;
+
+	return long_mode ? xen_is_pending((void *)shinfo, PORT) :
+			   READ_ONCE(shinfo32->evtchn_pending[PORT / 32]) & BIT(PORT % 32);
+}
+
+/* It is the guest's to make sense of that: each area is written as if it were alone. */
+TEST_F(xen_area, overlap)
+{
+	/* Over vcpu_info's own time. */
+	u64 gpa = VCPU_INFO_GPA + 32;
+	struct pvclock_vcpu_time_info *time = time_of(self->registered + 4);
+
+	ASSERT_EQ(set_vcpu_id(self->vcpu, 1), 0);
+	ASSERT_EQ(set_vcpu_info(self->vcpu, VCPU_INFO_GPA, variant->by_hva), 0);
+	xen_set_vcpu_area(self->vcpu, KVM_XEN_VCPU_ATTR_TYPE_RUNSTATE_ADDR, gpa);
+	xen_set_vcpu_area(self->vcpu, KVM_XEN_VCPU_ATTR_TYPE_VCPU_TIME_INFO, gpa + 4);
+
+	memset(self->registered, 0, 2 * VCPU_INFO_LEN);
+	set_current(self->vcpu, RUNSTATE_blocked);
+	EXPECT_EQ(runstate_at(self->registered + 32), RUNSTATE_blocked);
+	vcpu_run(self->vcpu);
+	EXPECT_NE(time->version, 0);
+
+	memset(self->registered, 0, 32);
+	xen_evtchn_send(self->vcpu, PORT);
+	expect_event(_metadata, self->registered, variant->long_mode);
+
+	/* In shared_info, where the events of other vCPUs are. */
+	xen_set_vcpu_area(self->vcpu, KVM_XEN_VCPU_ATTR_TYPE_RUNSTATE_ADDR,
+			  SHINFO_GPA + 8 * VCPU_INFO_LEN);
+	memset(self->shinfo, 0, PAGE_SIZE);
+	set_current(self->vcpu, RUNSTATE_blocked);
+	xen_evtchn_send(self->vcpu, PORT);
+	EXPECT_EQ(runstate_at(self->shinfo + 8 * VCPU_INFO_LEN), RUNSTATE_blocked);
+	EXPECT_TRUE(is_pending(self->shinfo, variant->long_mode));
+}
+
+/* The highest page that a guest can have, and what is beyond. */
+TEST_F(xen_area, top_of_memory)
+{
+	u64 gpa = self->vm->max_gfn * PAGE_SIZE, end = gpa + PAGE_SIZE;
+	int len = variant->long_mode ? sizeof(struct xen_runstate) :
+				       sizeof(struct xen_runstate) - 4;
+	struct kvm_xen_vcpu_attr attr = { .type = KVM_XEN_VCPU_ATTR_TYPE_RUNSTATE_ADDR };
+	u8 *page;
+
+	vm_userspace_mem_region_add(self->vm, VM_MEM_SRC_ANONYMOUS, gpa, XEN_SLOT + 1, 1, 0);
+	page = addr_gpa2hva(self->vm, gpa);
+
+	attr.u.gpa = end - len;
+	ASSERT_EQ(__vcpu_ioctl(self->vcpu, KVM_XEN_VCPU_SET_ATTR, &attr), 0);
+	set_current(self->vcpu, RUNSTATE_blocked);
+	EXPECT_EQ(runstate_at(page + PAGE_SIZE - len), RUNSTATE_blocked);
+
+	attr.u.gpa++;
+	EXPECT_EQ(__vcpu_ioctl(self->vcpu, KVM_XEN_VCPU_SET_ATTR, &attr), -1);
+	EXPECT_EQ(errno, EFAULT);
+	set_current(self->vcpu, RUNSTATE_runnable);
+	EXPECT_EQ(runstate_at(page + PAGE_SIZE - len), RUNSTATE_runnable);
+
+	ASSERT_EQ(set_vcpu_id(self->vcpu, 1), 0);
+	attr.type = KVM_XEN_VCPU_ATTR_TYPE_VCPU_INFO;
+	attr.u.gpa = end - 2 * VCPU_INFO_LEN;
+	ASSERT_EQ(__vcpu_ioctl(self->vcpu, KVM_XEN_VCPU_SET_ATTR, &attr), 0);
+	memset(page + PAGE_SIZE - 2 * VCPU_INFO_LEN, 0, 32);
+	xen_evtchn_send(self->vcpu, PORT);
+	expect_event(_metadata, page + PAGE_SIZE - 2 * VCPU_INFO_LEN, variant->long_mode);
 }
 
 TEST_F(xen_area, move_fails)
