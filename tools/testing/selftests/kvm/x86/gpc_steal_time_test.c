@@ -49,7 +49,7 @@ static void guest_code(void)
 	GUEST_DONE();
 }
 
-FIXTURE(gpc_steal_time) {
+struct st_vm {
 	struct kvm_vcpu *vcpu;
 	struct kvm_vm *vm;
 	struct kvm_steal_time *st;
@@ -60,63 +60,71 @@ FIXTURE(gpc_steal_time) {
 	int cpu, uffd;
 };
 
+FIXTURE(gpc_steal_time) {
+	struct st_vm sv;
+};
+
 static void *run_vcpu(void *arg)
 {
-	FIXTURE_DATA(gpc_steal_time) *self = arg;
+	struct st_vm *sv = arg;
 	struct ucall uc;
 
-	self->tid = kvm_gettid();
-	vcpu_run(self->vcpu);
-	if (get_ucall(self->vcpu, &uc) == UCALL_ABORT)
+	sv->tid = kvm_gettid();
+	vcpu_run(sv->vcpu);
+	if (get_ucall(sv->vcpu, &uc) == UCALL_ABORT)
 		REPORT_GUEST_ASSERT(uc);
 	TEST_ASSERT_EQ(uc.cmd, UCALL_DONE);
-	self->run_delay = get_run_delay();
+	sv->run_delay = get_run_delay();
 	return NULL;
 }
 
 FIXTURE_SETUP(gpc_steal_time)
 {
-	self->vm = vm_create_with_one_vcpu(&self->vcpu, guest_code);
-	vm_userspace_mem_region_add(self->vm, VM_MEM_SRC_ANONYMOUS, ST_GPA, ST_SLOT, 1, 0);
-	virt_map(self->vm, ST_GPA, ST_GPA, 1);
-	self->st = addr_gpa2hva(self->vm, ST_GPA);
-	memset(self->st, 0, sizeof(*self->st));
-	self->gs = addr_gva2hva(self->vm, (gva_t)&guest_state);
-	vcpu_set_msr(self->vcpu, MSR_KVM_STEAL_TIME, ST_GPA | KVM_MSR_ENABLED);
+	struct st_vm *sv = &self->sv;
 
-	self->uffd = -1;
-	self->cpu = pin_self_to_any_cpu();
-	kvm_pthread_create(&self->thread, NULL, run_vcpu, self);
+	sv->vm = vm_create_with_one_vcpu(&sv->vcpu, guest_code);
+	vm_userspace_mem_region_add(sv->vm, VM_MEM_SRC_ANONYMOUS, ST_GPA, ST_SLOT, 1, 0);
+	virt_map(sv->vm, ST_GPA, ST_GPA, 1);
+	sv->st = addr_gpa2hva(sv->vm, ST_GPA);
+	memset(sv->st, 0, sizeof(*sv->st));
+	sv->gs = addr_gva2hva(sv->vm, (gva_t)&guest_state);
+	vcpu_set_msr(sv->vcpu, MSR_KVM_STEAL_TIME, ST_GPA | KVM_MSR_ENABLED);
+
+	sv->uffd = -1;
+	sv->cpu = pin_self_to_any_cpu();
+	kvm_pthread_create(&sv->thread, NULL, run_vcpu, sv);
 }
 
 FIXTURE_TEARDOWN(gpc_steal_time)
 {
-	/* Nobody waits for a page then. */
-	if (self->uffd >= 0)
-		close(self->uffd);
+	struct st_vm *sv = &self->sv;
 
-	WRITE_ONCE(self->gs->stop, true);
-	kvm_pthread_join(self->thread, NULL);
+	/* Nobody waits for a page then. */
+	if (sv->uffd >= 0)
+		close(sv->uffd);
+
+	WRITE_ONCE(sv->gs->stop, true);
+	kvm_pthread_join(sv->thread, NULL);
 
 	/* To return to userspace is not to be preempted. */
-	EXPECT_EQ(self->st->preempted, 0);
-	if (self->uffd < 0)
-		EXPECT_LE(self->st->steal, self->run_delay);
-	kvm_vm_free(self->vm);
+	EXPECT_EQ(sv->st->preempted, 0);
+	if (sv->uffd < 0)
+		EXPECT_LE(sv->st->steal, sv->run_delay);
+	kvm_vm_free(sv->vm);
 }
 
-static u64 nr_preempted(FIXTURE_DATA(gpc_steal_time) *self)
+static u64 nr_preempted(struct st_vm *sv)
 {
-	return vcpu_get_stat(self->vcpu, preemption_reported);
+	return vcpu_get_stat(sv->vcpu, preemption_reported);
 }
 
 /* Whether it gets to be, in what the guest has.  If so, the vCPU does not run now. */
-static bool is_preempted(FIXTURE_DATA(gpc_steal_time) *self)
+static bool is_preempted(struct st_vm *sv)
 {
-	u64 end = nr_preempted(self) + MANY;
+	u64 end = nr_preempted(sv) + MANY;
 
-	while (!(READ_ONCE(self->st->preempted) & KVM_VCPU_PREEMPTED)) {
-		if (nr_preempted(self) >= end)
+	while (!(READ_ONCE(sv->st->preempted) & KVM_VCPU_PREEMPTED)) {
+		if (nr_preempted(sv) >= end)
 			return false;
 		sched_yield();
 	}
@@ -125,70 +133,71 @@ static bool is_preempted(FIXTURE_DATA(gpc_steal_time) *self)
 }
 
 /* Somewhere in its loop, the guest has to begin twice to go through all of it. */
-static void let_guest_run(FIXTURE_DATA(gpc_steal_time) *self)
+static void let_guest_run(struct st_vm *sv)
 {
-	u64 end = READ_ONCE(self->gs->beat) + 2;
+	u64 end = READ_ONCE(sv->gs->beat) + 2;
 
-	while (READ_ONCE(self->gs->beat) < end)
+	while (READ_ONCE(sv->gs->beat) < end)
 		sched_yield();
 }
 
-static void let_guest_look(FIXTURE_DATA(gpc_steal_time) *self)
+static void let_guest_look(struct st_vm *sv)
 {
-	WRITE_ONCE(self->gs->look, true);
-	let_guest_run(self);
-	WRITE_ONCE(self->gs->look, false);
-	let_guest_run(self);
+	WRITE_ONCE(sv->gs->look, true);
+	let_guest_run(sv);
+	WRITE_ONCE(sv->gs->look, false);
+	let_guest_run(sv);
 }
 
 TEST_F(gpc_steal_time, preempted)
 {
+	struct st_vm *sv = &self->sv;
 	struct kvm_steal_time before;
 	int i;
 
-	WRITE_ONCE(self->gs->look, true);
+	WRITE_ONCE(sv->gs->look, true);
 	for (i = 0; i < ROUNDS; i++) {
-		ASSERT_TRUE(is_preempted(self))
+		ASSERT_TRUE(is_preempted(sv))
 			TH_LOG("%d times in guest mode, the guest's memory never said so", MANY);
-		before = *self->st;
-		let_guest_run(self);
-		EXPECT_LT(before.version, self->st->version);
-		EXPECT_EQ(self->st->version % 2, 0);
-		EXPECT_LT(before.steal, self->st->steal);
+		before = *sv->st;
+		let_guest_run(sv);
+		EXPECT_LT(before.version, sv->st->version);
+		EXPECT_EQ(sv->st->version % 2, 0);
+		EXPECT_LT(before.steal, sv->st->steal);
 	}
 }
 
-static bool open_uffd(FIXTURE_DATA(gpc_steal_time) *self)
+static bool open_uffd(struct st_vm *sv)
 {
 	struct uffdio_api api = { .api = UFFD_API, .features = UFFD_FEATURE_THREAD_ID };
 	struct uffdio_register reg = {
-		.range = { .start = (unsigned long)self->st, .len = PAGE_SIZE },
+		.range = { .start = (unsigned long)sv->st, .len = PAGE_SIZE },
 		.mode = UFFDIO_REGISTER_MODE_MISSING,
 	};
 
-	self->uffd = syscall(__NR_userfaultfd, O_CLOEXEC | O_NONBLOCK);
-	if (self->uffd < 0)
+	sv->uffd = syscall(__NR_userfaultfd, O_CLOEXEC | O_NONBLOCK);
+	if (sv->uffd < 0)
 		return false;
 
-	TEST_ASSERT_EQ(ioctl(self->uffd, UFFDIO_API, &api), 0);
-	TEST_ASSERT_EQ(ioctl(self->uffd, UFFDIO_REGISTER, &reg), 0);
+	TEST_ASSERT_EQ(ioctl(sv->uffd, UFFDIO_API, &api), 0);
+	TEST_ASSERT_EQ(ioctl(sv->uffd, UFFDIO_REGISTER, &reg), 0);
 	return true;
 }
 
-static bool has_fault(FIXTURE_DATA(gpc_steal_time) *self, int timeout_ms)
+static bool has_fault(struct st_vm *sv, int timeout_ms)
 {
-	struct pollfd pfd = { .fd = self->uffd, .events = POLLIN };
+	struct pollfd pfd = { .fd = sv->uffd, .events = POLLIN };
 
 	return poll(&pfd, 1, timeout_ms) == 1;
 }
 
-static void drop_page(FIXTURE_DATA(gpc_steal_time) *self)
+static void drop_page(struct st_vm *sv)
 {
-	TEST_ASSERT_EQ(madvise(self->st, PAGE_SIZE, MADV_DONTNEED), 0);
+	TEST_ASSERT_EQ(madvise(sv->st, PAGE_SIZE, MADV_DONTNEED), 0);
 }
 
 /* The page was dropped, and the vCPU does not run. */
-static void expect_fault(struct __test_metadata *_metadata, FIXTURE_DATA(gpc_steal_time) *self)
+static void expect_fault(struct __test_metadata *_metadata, struct st_vm *sv)
 {
 	static union {
 		struct kvm_steal_time st;
@@ -197,89 +206,95 @@ static void expect_fault(struct __test_metadata *_metadata, FIXTURE_DATA(gpc_ste
 		.st = { .steal = BIT_ULL(40), .version = 100, .preempted = KVM_VCPU_PREEMPTED },
 	};
 	struct uffdio_copy copy = {
-		.dst = (unsigned long)self->st,
+		.dst = (unsigned long)sv->st,
 		.src = (unsigned long)&saved,
 		.len = PAGE_SIZE,
 	};
-	u64 beat = READ_ONCE(self->gs->beat);
+	u64 beat = READ_ONCE(sv->gs->beat);
 	struct uffd_msg msg;
 
-	ASSERT_TRUE(has_fault(self, TIMEOUT_MS));
-	ASSERT_EQ(read(self->uffd, &msg, sizeof(msg)), (ssize_t)sizeof(msg));
+	ASSERT_TRUE(has_fault(sv, TIMEOUT_MS));
+	ASSERT_EQ(read(sv->uffd, &msg, sizeof(msg)), (ssize_t)sizeof(msg));
 	EXPECT_EQ(msg.event, UFFD_EVENT_PAGEFAULT);
 	EXPECT_EQ(msg.arg.pagefault.flags, UFFD_PAGEFAULT_FLAG_WRITE);
-	EXPECT_EQ(msg.arg.pagefault.address, (unsigned long)self->st);
-	EXPECT_EQ(msg.arg.pagefault.feat.ptid, self->tid);
+	EXPECT_EQ(msg.arg.pagefault.address, (unsigned long)sv->st);
+	EXPECT_EQ(msg.arg.pagefault.feat.ptid, sv->tid);
 
 	/* The vCPU waits before it enters the guest, and for this only. */
-	EXPECT_EQ(READ_ONCE(self->gs->beat), beat);
-	EXPECT_FALSE(has_fault(self, 0));
-	ASSERT_EQ(ioctl(self->uffd, UFFDIO_COPY, &copy), 0);
+	EXPECT_EQ(READ_ONCE(sv->gs->beat), beat);
+	EXPECT_FALSE(has_fault(sv, 0));
+	ASSERT_EQ(ioctl(sv->uffd, UFFDIO_COPY, &copy), 0);
 
-	let_guest_look(self);
-	EXPECT_FALSE(has_fault(self, 0));
-	EXPECT_LT(saved.st.version, self->st->version);
-	EXPECT_EQ(self->st->version % 2, 0);
-	EXPECT_LT(saved.st.steal, self->st->steal);
-	EXPECT_TRUE(is_preempted(self));
+	let_guest_look(sv);
+	EXPECT_FALSE(has_fault(sv, 0));
+	EXPECT_LT(saved.st.version, sv->st->version);
+	EXPECT_EQ(sv->st->version % 2, 0);
+	EXPECT_LT(saved.st.steal, sv->st->steal);
+	EXPECT_TRUE(is_preempted(sv));
 }
 
 TEST_F(gpc_steal_time, dropped_while_preempted)
 {
+	struct st_vm *sv = &self->sv;
 	int i;
 
-	if (!open_uffd(self))
+	if (!open_uffd(sv))
 		SKIP(return, "No userfaultfd: %s", strerror(errno));
 
-	ASSERT_TRUE(is_preempted(self));
+	ASSERT_TRUE(is_preempted(sv));
 	for (i = 0; i < ROUNDS; i++) {
-		drop_page(self);
-		expect_fault(_metadata, self);
+		drop_page(sv);
+		expect_fault(_metadata, sv);
 	}
 }
 
-/* If that is not allowed, other tasks come in between more often. */
-static void set_policy(int policy)
+/* Real-time, if not 0.  If that is not allowed, other tasks come in between more often. */
+static void set_priority(pid_t tid, int priority)
 {
-	struct sched_param param = { .sched_priority = sched_get_priority_min(policy) };
+	struct sched_param param = { .sched_priority = priority };
 
-	sched_setscheduler(0, policy, &param);
+	sched_setscheduler(tid, priority ? SCHED_FIFO : SCHED_OTHER, &param);
 }
 
 /*
  * Drop the page from another CPU, then preempt the vCPU by coming here.  Return whether
  * that was in guest mode, where it did without the page, and has raised no fault.
  */
-static bool preempt_without_page(FIXTURE_DATA(gpc_steal_time) *self)
+static bool preempt_without_page(struct st_vm *sv)
 {
 	bool ret;
 	u64 nr;
 
-	pin_self_to_cpu(!self->cpu);
-	set_policy(SCHED_FIFO);
-	let_guest_run(self);
-	drop_page(self);
-	nr = nr_preempted(self);
-	pin_self_to_cpu(self->cpu);
-	ret = nr_preempted(self) > nr && !has_fault(self, 0);
-	set_policy(SCHED_OTHER);
+	pin_self_to_cpu(!sv->cpu);
+	set_priority(0, 2);
+	set_priority(sv->tid, 1);
+	let_guest_run(sv);
+	drop_page(sv);
+	nr = nr_preempted(sv);
+	pin_self_to_cpu(sv->cpu);
+	ret = nr_preempted(sv) > nr && !has_fault(sv, 0);
+	set_priority(sv->tid, 0);
+	set_priority(0, 0);
 	return ret;
 }
 
 /* On one CPU, the vCPU would look for the page before it enters the guest. */
 TEST_F(gpc_steal_time, dropped_while_running)
 {
+	struct st_vm *sv = &self->sv;
 	int i, nr = 0;
 
-	if (__pin_task_to_cpu(pthread_self(), !self->cpu))
-		SKIP(return, "There is no CPU %d", !self->cpu);
-	if (!open_uffd(self))
+	if (__pin_task_to_cpu(pthread_self(), !sv->cpu))
+		SKIP(return, "There is no CPU %d", !sv->cpu);
+	if (!open_uffd(sv))
 		SKIP(return, "No userfaultfd: %s", strerror(errno));
 
+	/* The thread has its tid then. */
+	let_guest_run(sv);
 	/* Another task may have come in between, but hardly each time. */
 	for (i = 0; i < ROUNDS || (i < MANY && !nr); i++) {
-		nr += preempt_without_page(self);
-		expect_fault(_metadata, self);
+		nr += preempt_without_page(sv);
+		expect_fault(_metadata, sv);
 	}
 	EXPECT_LT(0, nr);
 	TH_LOG("Preempted without the page in %d of %d rounds", nr, i);

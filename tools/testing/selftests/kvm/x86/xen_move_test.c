@@ -981,9 +981,9 @@ int main(int argc, char *argv[])
 		total += moves[i];
 		nothing += sh->nothing_seen[i];
 	}
-	pr_info("%u events, %u held by eventfds, %u moves, %u upcalls for nothing, "
-		"memory taken away %u times\n", nr_vcpus * nr_rounds * (ports * nr_events + 1),
-		nr_held, total, nothing, times_taken_away);
+	pr_info("%u events, %u held by eventfds, %u moves, %u upcalls for nothing, memory taken away %u times\n",
+		nr_vcpus * nr_rounds * (ports * nr_events + 1), nr_held, total, nothing,
+		times_taken_away);
 	TEST_ASSERT(total > nr_rounds * nr_vcpus, "Hardly anything was moved");
 	TEST_ASSERT(nr_held >= nr_rounds * nr_vcpus, "Hardly any eventfd held an event");
 	kvm_vm_free(vm);
