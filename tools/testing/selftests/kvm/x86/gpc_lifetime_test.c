@@ -35,8 +35,8 @@
 
 /* Memory of the VMM's that takes a while to be taken away. */
 #define BALLAST		(16 << 20)
-#define NR_REAPED	8
-#define MAX_TRIES	64
+#define NR_REAPED	4
+#define MAX_TRIES	16
 
 enum outcome {
 	NOT_WRITTEN = 1,
@@ -275,11 +275,11 @@ TEST(irqfd_while_reaped)
 {
 	int i, reaped = 0;
 
-	for (i = 0; i < MAX_TRIES && reaped < NR_REAPED; i++)
+	for (i = 0; i < NR_REAPED || (i < MAX_TRIES && !reaped); i++)
 		reaped += reap_vmm();
 
 	TH_LOG("%d of %d were reaped", reaped, i);
-	EXPECT_EQ(reaped, NR_REAPED);
+	EXPECT_LT(0, reaped);
 }
 
 int main(int argc, char *argv[])
