@@ -59,8 +59,6 @@ struct gfn_to_pfn_cache {
 	 * does under kvm->gpc_lock.
 	 */
 	struct gfn_to_pfn_cache *__gpc_private next_invalid;
-	/* Serializes activation and deactivation. */
-	struct mutex __gpc_private activate_lock;
 	/* Serializes refreshes of the area, and its replacement. */
 	struct mutex __gpc_private refresh_lock;
 };

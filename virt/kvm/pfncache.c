@@ -181,9 +181,8 @@ static void gpc_wait_for_readers(struct gfn_to_pfn_cache *list)
 
 /*
  * What a cache is bound to.  gpc->area points to the area that users get at, which
- * belongs to whoever holds gpc->refresh_lock.  While a cache is being activated,
- * there is another one, which belongs to whoever holds gpc->activate_lock, and
- * becomes gpc->area once it is mapped; that takes both locks.  Those who invalidate
+ * belongs to whoever holds gpc->refresh_lock.  An area that is being activated belongs
+ * to whoever does that, and becomes gpc->area once it is mapped.  Those who invalidate
  * areas find their ranges in kvm->gpc_tree under kvm->gpc_lock.
  */
 
@@ -205,6 +204,8 @@ struct gpc_area {
 	unsigned long uhva;
 	unsigned int len;
 	unsigned int nr_pages;
+	/* How many there is room for. */
+	unsigned int max_pages;
 
 	/* All of the pages, in order; in the tree.  Written under kvm->gpc_lock. */
 	unsigned int nr_ranges;
@@ -224,8 +225,34 @@ struct gpc_area {
 	/* The mapping of the pages. */
 	struct gpc_map map;
 
-	struct gpc_range range[] __counted_by(nr_pages);
+	struct gpc_range range[] __counted_by(max_pages);
 };
+
+/* The VM keeps the area that was freed last: to move one is to allocate one, first. */
+static struct gpc_area *gpc_alloc_area(struct kvm *kvm, unsigned int nr_pages)
+{
+	struct gpc_area *area = xchg(&kvm->gpc_spare, NULL);
+
+	if (area && area->max_pages >= nr_pages)
+		return area;
+
+	kfree(area);
+	area = kmalloc_flex(*area, range, nr_pages, GFP_KERNEL_ACCOUNT);
+	if (area)
+		area->max_pages = nr_pages;
+
+	return area;
+}
+
+static void gpc_free_area(struct gpc_area *area)
+{
+	struct kvm *kvm = area->gpc->kvm;
+
+	gpc_unmap(&area->map);
+	area = xchg(&kvm->gpc_spare, area);
+	if (area)
+		kfree(area);
+}
 
 static bool gpc_by_hva(const struct gpc_area *area)
 {
@@ -315,7 +342,7 @@ void kvm_gpc_invalidate_start(struct kvm *kvm, unsigned long start, unsigned lon
 }
 
 /* The area of a refresh that waits is in the tree. */
-static bool gpc_is_area_in(struct kvm *kvm, unsigned long start, unsigned long last)
+static bool gpc_is_any_area_in(struct kvm *kvm, unsigned long start, unsigned long last)
 {
 	guard(spinlock)(&kvm->gpc_lock);
 
@@ -345,7 +372,7 @@ void kvm_gpc_invalidate_end(struct kvm *kvm, unsigned long start, unsigned long 
 		}
 	}
 
-	if (wq_has_sleeper(&inv->wait) && (anywhere || gpc_is_area_in(kvm, start, end - 1)))
+	if (wq_has_sleeper(&inv->wait) && (anywhere || gpc_is_any_area_in(kvm, start, end - 1)))
 		wake_up_all(&inv->wait);
 }
 
@@ -357,34 +384,32 @@ void kvm_gpc_invalidate_all(struct kvm *kvm)
 	gpc_invalidate_range(kvm, 0, ULONG_MAX);
 }
 
-static bool gpc_is_range_being_invalidated(struct kvm *kvm, const struct gpc_range *range)
+static bool gpc_is_area_in(const struct gpc_area *area, const struct kvm_gpc_range *inv)
 {
-	struct kvm_gpc_invalidations *inv = &kvm->gpc_invalidations;
-	unsigned int i;
+	const struct gpc_range *range = area->range, *end = range + area->nr_ranges;
 
-	for (i = 0; i < inv->nr; i++) {
-		if (inv->range[i].start <= range->node.last &&
-		    inv->range[i].last >= range->node.start)
-			return true;
-	}
-
-	return inv->nr_anywhere;
-}
-
-/* Whether an invalidation is under way that has to do with the area. */
-static bool gpc_is_being_invalidated(struct gpc_area *area)
-{
-	struct kvm *kvm = area->gpc->kvm;
-	unsigned int i;
-
-	lockdep_assert_held(&kvm->gpc_lock);
-
-	for (i = 0; i < area->nr_ranges; i++) {
-		if (gpc_is_range_being_invalidated(kvm, &area->range[i]))
+	for (; range < end; range++) {
+		if (inv->start <= range->node.last && inv->last >= range->node.start)
 			return true;
 	}
 
 	return false;
+}
+
+/* Whether an invalidation is under way that has to do with the area. */
+static bool gpc_is_being_invalidated(const struct gpc_area *area)
+{
+	struct kvm_gpc_invalidations *inv = &area->gpc->kvm->gpc_invalidations;
+	unsigned int i;
+
+	lockdep_assert_held(&area->gpc->kvm->gpc_lock);
+
+	for (i = 0; i < inv->nr; i++) {
+		if (gpc_is_area_in(area, &inv->range[i]))
+			return true;
+	}
+
+	return inv->nr_anywhere;
 }
 
 /*
@@ -464,16 +489,15 @@ static int gpc_add_memslot_ranges(struct gpc_area *area)
 
 	while (gfn < end) {
 		struct kvm_memory_slot *slot = gfn_to_memslot(area->gpc->kvm, gfn);
-		unsigned long uhva = gfn_to_hva_memslot(slot, gfn);
 		unsigned int nr;
 
-		if (kvm_is_error_hva(uhva)) {
+		if (!slot || slot->flags & (KVM_MEMSLOT_INVALID | KVM_MEM_READONLY)) {
 			gpc_remove_ranges(area);
 			return -ENOENT;
 		}
 
 		nr = min(end, slot->base_gfn + slot->npages) - gfn;
-		gpc_add_range(area, uhva, nr, slot, gfn);
+		gpc_add_range(area, __gfn_to_hva_memslot(slot, gfn), nr, slot, gfn);
 		gfn += nr;
 	}
 
@@ -552,15 +576,10 @@ static unsigned int gpc_lookup_fast(const struct gpc_range *range, struct page *
 					       page));
 }
 
-/* The pages at @page are NULL but for those that were looked up. */
-static int gpc_lookup_range(const struct gpc_range *range, kvm_pfn_t *pfn, struct page **page)
+/* Those from @i on. */
+static noinline int gpc_lookup_slow(const struct gpc_range *range, unsigned int i,
+				    kvm_pfn_t *pfn, struct page **page)
 {
-	unsigned int i, nr_fast;
-
-	nr_fast = gpc_lookup_fast(range, page);
-	for (i = 0; i < nr_fast; i++)
-		pfn[i] = page_to_pfn(page[i]);
-
 	for (; i < range->nr_pages; i++) {
 		struct kvm_follow_pfn kfp = {
 			.hva = range->node.start + i * PAGE_SIZE,
@@ -576,18 +595,30 @@ static int gpc_lookup_range(const struct gpc_range *range, kvm_pfn_t *pfn, struc
 	return 0;
 }
 
-static int gpc_lookup(struct gpc_area *area, kvm_pfn_t *pfn, struct page **page)
+/* The pages at @page are NULL but for those that were looked up. */
+static int gpc_lookup_range(const struct gpc_range *range, kvm_pfn_t *pfn, struct page **page)
 {
-	unsigned int i;
+	unsigned int i, nr_fast;
+
+	nr_fast = gpc_lookup_fast(range, page);
+	for (i = 0; i < nr_fast; i++)
+		pfn[i] = page_to_pfn(page[i]);
+
+	return i == range->nr_pages ? 0 : gpc_lookup_slow(range, i, pfn, page);
+}
+
+static int gpc_lookup(const struct gpc_area *area, kvm_pfn_t *pfn, struct page **page)
+{
+	const struct gpc_range *range = area->range, *end = range + area->nr_ranges;
 	int ret;
 
-	for (i = 0; i < area->nr_ranges; i++) {
-		ret = gpc_lookup_range(&area->range[i], pfn, page);
+	for (; range < end; range++) {
+		ret = gpc_lookup_range(range, pfn, page);
 		if (ret)
 			return ret;
 
-		pfn += area->range[i].nr_pages;
-		page += area->range[i].nr_pages;
+		pfn += range->nr_pages;
+		page += range->nr_pages;
 	}
 
 	return 0;
@@ -599,13 +630,16 @@ static int gpc_lookup(struct gpc_area *area, kvm_pfn_t *pfn, struct page **page)
  * the area is new, or its readers were waited for when it was invalidated, before
  * gpc_begin_lookup() got hold of kvm->gpc_lock.
  */
-static int gpc_map_area(struct gpc_area *area, const kvm_pfn_t *pfn)
+static int gpc_map_area(struct gpc_area *area, const kvm_pfn_t *pfn, struct page *const *page)
 {
-	if (gpc_is_map_of(&area->map, pfn, area->nr_pages))
-		return 0;
+	if (area->map.addr) {
+		if (gpc_is_map_of(&area->map, pfn, area->nr_pages))
+			return 0;
 
-	gpc_unmap(&area->map);
-	return gpc_map(&area->map, pfn, area->nr_pages);
+		gpc_unmap(&area->map);
+	}
+
+	return gpc_map(&area->map, pfn, page, area->nr_pages);
 }
 
 /* When this returns, nobody uses @area or finds it any more. */
@@ -647,18 +681,24 @@ static int gpc_publish(struct gpc_area *area)
 	return 0;
 }
 
-/* The same for an area that users have not got at yet: no refresh uses the old one. */
+/* The same for an area that users have not got at yet.  No refresh uses the old one. */
 static int gpc_publish_new(struct gpc_area *area)
 {
 	struct gfn_to_pfn_cache *gpc = area->gpc;
+	struct gpc_area *old;
+	int ret;
 
-	lockdep_assert_held(&gpc->activate_lock);
-
-	ACQUIRE(mutex_kill, lock)(&gpc->refresh_lock);
-	if (ACQUIRE_ERR(mutex_kill, &lock))
+	if (mutex_lock_killable(&gpc->refresh_lock))
 		return -EINTR;
 
-	return gpc_publish(area);
+	old = gpc->area;
+	ret = gpc_publish(area);
+	mutex_unlock(&gpc->refresh_lock);
+
+	if (!ret && old)
+		gpc_free_area(old);
+
+	return ret;
 }
 
 /* Look the area up, map it and publish it.  Return -EAGAIN if that came too late. */
@@ -675,9 +715,10 @@ static int gpc_try_refresh(struct gpc_area *area)
 
 	ret = gpc_lookup(area, pfn, page);
 	if (!ret)
-		ret = gpc_map_area(area, pfn);
+		ret = gpc_map_area(area, pfn, page);
 	if (!ret)
-		ret = area == area->gpc->area ? gpc_publish(area) : gpc_publish_new(area);
+		ret = area == READ_ONCE(area->gpc->area) ? gpc_publish(area) :
+							   gpc_publish_new(area);
 
 	/*
 	 * Put the references to the pages.  They are now tracked by the cache and
@@ -834,25 +875,25 @@ void kvm_gpc_destroy_vm(struct kvm *kvm)
 
 	if (inv->range != inv->first)
 		kfree(inv->range);
+	kfree(kvm->gpc_spare);
 }
 
 void kvm_gpc_init(struct gfn_to_pfn_cache *gpc, struct kvm *kvm)
 {
-	mutex_init(&gpc->activate_lock);
 	mutex_init(&gpc->refresh_lock);
 
 	gpc->kvm = kvm;
 	gpc->gpa = INVALID_GPA;
 }
 
-static struct gpc_area *gpc_alloc_area(struct gfn_to_pfn_cache *gpc, gpa_t gpa,
-				       unsigned long uhva, unsigned long len)
+static struct gpc_area *gpc_new_area(struct gfn_to_pfn_cache *gpc, gpa_t gpa,
+				     unsigned long uhva, unsigned long len)
 {
 	unsigned long offset = offset_in_page(kvm_is_error_gpa(gpa) ? uhva : gpa);
 	unsigned int nr_pages = PAGE_ALIGN(offset + len) >> PAGE_SHIFT;
 	struct gpc_area *area;
 
-	area = kmalloc_flex(*area, range, nr_pages, GFP_KERNEL_ACCOUNT);
+	area = gpc_alloc_area(gpc->kvm, nr_pages);
 	if (!area)
 		return NULL;
 
@@ -868,39 +909,25 @@ static struct gpc_area *gpc_alloc_area(struct gfn_to_pfn_cache *gpc, gpa_t gpa,
 	return area;
 }
 
-static void gpc_free_area(struct gpc_area *area)
-{
-	gpc_unmap(&area->map);
-	kfree(area);
-}
-
 static int gpc_activate(struct gfn_to_pfn_cache *gpc, gpa_t gpa, unsigned long uhva,
 			unsigned long len)
 {
-	struct gpc_area *area, *old;
+	struct gpc_area *area;
 	int ret;
 
 	if (!len || len > KVM_GPC_MAX_LEN)
 		return -EINVAL;
 
-	ACQUIRE(mutex_kill, lock)(&gpc->activate_lock);
-	if (ACQUIRE_ERR(mutex_kill, &lock))
-		return -EINTR;
-
-	area = gpc_alloc_area(gpc, gpa, uhva, len);
+	area = gpc_new_area(gpc, gpa, uhva, len);
 	if (!area)
 		return -ENOMEM;
 
-	old = gpc->area;
 	ret = gpc_refresh_area(area);
 	if (ret) {
 		scoped_guard(spinlock, &gpc->kvm->gpc_lock)
 			gpc_retire(area);
-		old = area;
+		gpc_free_area(area);
 	}
-
-	if (old)
-		gpc_free_area(old);
 
 	return ret;
 }
@@ -935,7 +962,6 @@ void kvm_gpc_deactivate(struct gfn_to_pfn_cache *gpc)
 {
 	struct gpc_area *area;
 
-	guard(mutex)(&gpc->activate_lock);
 	guard(mutex)(&gpc->refresh_lock);
 
 	area = gpc->area;

@@ -70,7 +70,8 @@ static kvm_pfn_t gpc_lookup_poisoned(struct kvm_follow_pfn *kfp)
 	return KVM_PFN_ERR_HWPOISON;
 }
 
-static int gpc_map_fails(struct gpc_map *map, const kvm_pfn_t *pfn, unsigned int nr)
+static int gpc_map_fails(struct gpc_map *map, const kvm_pfn_t *pfn, struct page *const *page,
+			 unsigned int nr)
 {
 	return -ENOMEM;
 }
@@ -1177,6 +1178,8 @@ module_param(gpc_test_memory, ulong, 0444);
 struct gpc_map_test {
 	/* One after the other, or every other one, if they are to be scattered. */
 	kvm_pfn_t pfn[GPC_MAP_MAX];
+	/* Of every other one that has a struct page. */
+	struct page *page[GPC_MAP_MAX];
 	/* Another address of each. */
 	u8 *addr[GPC_MAP_MAX];
 	struct page *pages;
@@ -1198,10 +1201,13 @@ static void gpc_map_test_frames(struct gpc_map_test *m, kvm_pfn_t pfn, void *add
 static void gpc_map_test_use_pages(struct kunit *test, bool scattered)
 {
 	struct gpc_map_test *m = test->priv;
+	unsigned int i;
 
 	m->pages = alloc_pages(GFP_KERNEL, get_order(GPC_MAP_TEST_LEN));
 	KUNIT_ASSERT_NOT_NULL(test, m->pages);
 	gpc_map_test_frames(m, page_to_pfn(m->pages), page_address(m->pages), scattered);
+	for (i = 0; i < GPC_MAP_MAX; i += 2)
+		m->page[i] = pfn_to_page(m->pfn[i]);
 }
 
 /* Memory without a struct page. */
@@ -1259,7 +1265,7 @@ static void gpc_map_test_each_nr(struct kunit *test, enum gpc_map_kind one,
 	unsigned int nr;
 
 	for (nr = 1; nr <= GPC_MAP_MAX; nr++) {
-		KUNIT_ASSERT_EQ(test, gpc_map(&m->map, m->pfn, nr), 0);
+		KUNIT_ASSERT_EQ(test, gpc_map(&m->map, m->pfn, m->page, nr), 0);
 		KUNIT_EXPECT_EQ(test, m->map.kind, nr > 1 ? several : one);
 		/* The memory type of such frames may have changed. */
 		KUNIT_EXPECT_EQ(test, gpc_is_map_of(&m->map, m->pfn, nr),
@@ -1305,14 +1311,15 @@ static void gpc_map_test_order(struct kunit *test)
 
 	gpc_map_test_use_pages(test, false);
 	swap(m->pfn[0], m->pfn[1]);
+	swap(m->page[0], m->page[1]);
 	swap(m->addr[0], m->addr[1]);
-	KUNIT_ASSERT_EQ(test, gpc_map(&m->map, m->pfn, 2), 0);
+	KUNIT_ASSERT_EQ(test, gpc_map(&m->map, m->pfn, m->page, 2), 0);
 	KUNIT_EXPECT_EQ(test, m->map.kind, GPC_MAP_VMAP);
 	gpc_map_test_expect_alias(test, 2);
 	gpc_unmap(&m->map);
 
 	m->pfn[1] = m->pfn[0];
-	KUNIT_ASSERT_EQ(test, gpc_map(&m->map, m->pfn, 2), 0);
+	KUNIT_ASSERT_EQ(test, gpc_map(&m->map, m->pfn, m->page, 2), 0);
 	WRITE_ONCE(*(u8 *)m->map.addr, 0x55);
 	KUNIT_EXPECT_EQ(test, READ_ONCE(((u8 *)m->map.addr)[PAGE_SIZE]), 0x55);
 	gpc_unmap(&m->map);
@@ -1339,9 +1346,10 @@ static void gpc_map_test_mixed(struct kunit *test)
 
 	gpc_map_test_use_pages(test, false);
 	m->pfn[1] = bare;
-	KUNIT_EXPECT_EQ(test, gpc_map(&m->map, m->pfn, 2), -EOPNOTSUPP);
+	KUNIT_EXPECT_EQ(test, gpc_map(&m->map, m->pfn, m->page, 2), -EOPNOTSUPP);
 	swap(m->pfn[0], m->pfn[1]);
-	KUNIT_EXPECT_EQ(test, gpc_map(&m->map, m->pfn, 2), -EOPNOTSUPP);
+	swap(m->page[0], m->page[1]);
+	KUNIT_EXPECT_EQ(test, gpc_map(&m->map, m->pfn, m->page, 2), -EOPNOTSUPP);
 	KUNIT_EXPECT_NULL(test, m->map.addr);
 }
 

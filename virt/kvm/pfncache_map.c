@@ -38,7 +38,8 @@ struct gpc_frames {
 	unsigned int nr_pages;
 };
 
-static struct gpc_frames gpc_look_at_frames(const kvm_pfn_t *pfn, unsigned int nr)
+static struct gpc_frames gpc_look_at_frames(const kvm_pfn_t *pfn, struct page *const *page,
+					    unsigned int nr)
 {
 	struct gpc_frames f = { .contiguous = true, .direct = true };
 	unsigned int i;
@@ -47,7 +48,7 @@ static struct gpc_frames gpc_look_at_frames(const kvm_pfn_t *pfn, unsigned int n
 		if (i && pfn[i] != pfn[i - 1] + 1)
 			f.contiguous = false;
 
-		if (!pfn_valid(pfn[i]))
+		if (!page[i] && !pfn_valid(pfn[i]))
 			continue;
 
 		f.nr_pages++;
@@ -58,7 +59,7 @@ static struct gpc_frames gpc_look_at_frames(const kvm_pfn_t *pfn, unsigned int n
 	return f;
 }
 
-static void *gpc_vmap(const kvm_pfn_t *pfn, unsigned int nr)
+static noinline void *gpc_vmap(const kvm_pfn_t *pfn, unsigned int nr)
 {
 	struct page *pages[GPC_MAP_MAX];
 	unsigned int i;
@@ -100,7 +101,7 @@ static int gpc_frames_prot(const kvm_pfn_t *pfn, unsigned int nr, pgprot_t *prot
 	return 0;
 }
 
-static int gpc_vmap_pfn(struct gpc_map *map, const kvm_pfn_t *pfn, unsigned int nr)
+static noinline int gpc_vmap_pfn(struct gpc_map *map, const kvm_pfn_t *pfn, unsigned int nr)
 {
 	unsigned long frames[GPC_MAP_MAX];
 	unsigned int i;
@@ -123,6 +124,7 @@ static int gpc_vmap_pfn(struct gpc_map *map, const kvm_pfn_t *pfn, unsigned int 
  * gpc_map() - map page frames
  * @map: where to put what gpc_unmap() needs; nothing may be mapped by it
  * @pfn: the frames, of the memory that userspace has mapped
+ * @page: their struct pages, NULL for those of which the caller knows none
  * @nr: their number, from 1 to GPC_MAP_MAX
  *
  * Return: 0 and @map->addr, or else
@@ -130,20 +132,21 @@ static int gpc_vmap_pfn(struct gpc_map *map, const kvm_pfn_t *pfn, unsigned int 
  *	   -EOPNOTSUPP: there is no way to map such frames together: only some of
  *	   them have a struct page, or their memory types differ.
  */
-int gpc_map(struct gpc_map *map, const kvm_pfn_t *pfn, unsigned int nr)
+int gpc_map(struct gpc_map *map, const kvm_pfn_t *pfn, struct page *const *page,
+	    unsigned int nr)
 {
 	struct gpc_frames f;
 	unsigned int i;
 	int ret = 0;
 
-	KUNIT_STATIC_STUB_REDIRECT(gpc_map, map, pfn, nr);
+	KUNIT_STATIC_STUB_REDIRECT(gpc_map, map, pfn, page, nr);
 
 	might_sleep();
 
 	if (WARN_ON_ONCE(map->addr || !nr || nr > GPC_MAP_MAX))
 		return -EINVAL;
 
-	f = gpc_look_at_frames(pfn, nr);
+	f = gpc_look_at_frames(pfn, page, nr);
 
 	if (f.nr_pages == nr && f.contiguous && f.direct) {
 		map->kind = GPC_MAP_DIRECT;

@@ -3,6 +3,7 @@
 #define __KVM_PFNCACHE_MAP_H__ 1
 
 #include <linux/kvm_types.h>
+#include <linux/mm_types.h>
 
 /* The most page frames that are mapped at once. */
 #define GPC_MAP_MAX	4
@@ -44,7 +45,8 @@ static inline bool gpc_is_map_of(const struct gpc_map *map, const kvm_pfn_t *pfn
 	return true;
 }
 
-int gpc_map(struct gpc_map *map, const kvm_pfn_t *pfn, unsigned int nr);
+int gpc_map(struct gpc_map *map, const kvm_pfn_t *pfn, struct page *const *page,
+	    unsigned int nr);
 void gpc_unmap(struct gpc_map *map);
 
 #endif

@@ -1051,6 +1051,7 @@ static void run_vm(void)
 static void report(void)
 {
 	struct disturbance *d;
+	u32 total = 0;
 
 	pr_info("%u rounds, %u passes of vCPUs with %u retries for want of memory\n", nr_rounds,
 		passes, retries);
@@ -1060,6 +1061,9 @@ static void report(void)
 	for (d = disturbances; d < disturbances + ARRAY_SIZE(disturbances); d++)
 		if (!d->missing)
 			pr_info("%s: %u, %u in vain\n", d->name, d->done, d->tried - d->done);
+	for (d = disturbances; d < disturbances + ARRAY_SIZE(disturbances); d++)
+		total += d->done;
+	pr_info("%u disturbances\n", total);
 }
 
 static void hang(int sig)
