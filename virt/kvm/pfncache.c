@@ -228,7 +228,7 @@ struct gpc_area {
 	struct gpc_range range[] __counted_by(max_pages);
 };
 
-/* The VM keeps the area that was freed last: to move one is to allocate one, first. */
+/* The VM keeps an area that was freed: to move one is to allocate one, first. */
 static struct gpc_area *gpc_alloc_area(struct kvm *kvm, unsigned int nr_pages)
 {
 	struct gpc_area *area = xchg(&kvm->gpc_spare, NULL);
@@ -249,8 +249,7 @@ static void gpc_free_area(struct gpc_area *area)
 	struct kvm *kvm = area->gpc->kvm;
 
 	gpc_unmap(&area->map);
-	area = xchg(&kvm->gpc_spare, area);
-	if (area)
+	if (cmpxchg(&kvm->gpc_spare, NULL, area))
 		kfree(area);
 }
 
