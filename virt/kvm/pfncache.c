@@ -705,7 +705,8 @@ static int gpc_try_refresh(struct gpc_area *area)
 {
 	struct page *page[GPC_MAP_MAX] = {};
 	kvm_pfn_t pfn[GPC_MAP_MAX];
-	unsigned int i;
+	/* An area that was published by activation may be replaced and freed. */
+	unsigned int i, nr_pages = area->nr_pages;
 	int ret;
 
 	ret = gpc_begin_lookup(area);
@@ -729,7 +730,7 @@ static int gpc_try_refresh(struct gpc_area *area)
 	 * while the cache is valid, as cleaning a page write-protects or unmaps it
 	 * first, which invalidates the cache.
 	 */
-	for (i = 0; i < area->nr_pages; i++) {
+	for (i = 0; i < nr_pages; i++) {
 		if (ret)
 			kvm_release_page_unused(page[i]);
 		else

@@ -681,6 +681,33 @@ static void gpc_test_refresh_during_activation(struct kunit *test)
 	gpc_test_expect_area(test, &t->gpc, GPC_GPA + PAGE_SIZE);
 }
 
+/* Who activates a cache waits for nobody who does so, too: the last one to map wins. */
+static kvm_pfn_t gpc_lookup_and_activate(struct kvm_follow_pfn *kfp)
+{
+	struct gpc_test *t = kunit_get_current_test()->priv;
+
+	if (!t->lookups++)
+		t->locker_error = kvm_gpc_activate(&t->gpc, GPC_GPA, GPC_LEN);
+
+	return hva_to_pfn(kfp);
+}
+
+static void gpc_test_activation_during_activation(struct kunit *test)
+{
+	struct gpc_test *t = test->priv;
+
+	kunit_activate_static_stub(test, gpc_lookup_fast, gpc_lookup_fast_none);
+	kunit_activate_static_stub(test, gpc_lookup_page, gpc_lookup_and_activate);
+	t->locker_error = -EINPROGRESS;
+	KUNIT_EXPECT_EQ(test, kvm_gpc_activate(&t->gpc, GPC_GPA + PAGE_SIZE, GPC_LEN), 0);
+	kunit_deactivate_static_stub(test, gpc_lookup_page);
+	kunit_deactivate_static_stub(test, gpc_lookup_fast);
+
+	KUNIT_EXPECT_EQ(test, t->lookups, 2);
+	KUNIT_EXPECT_EQ(test, t->locker_error, 0);
+	gpc_test_expect_area(test, &t->gpc, GPC_GPA + PAGE_SIZE);
+}
+
 static void gpc_test_trylock_stale(struct kunit *test)
 {
 	struct gpc_test *t = test->priv;
@@ -1147,6 +1174,7 @@ static struct kunit_case gpc_test_cases[] = {
 	KUNIT_CASE(gpc_test_no_room),
 	KUNIT_CASE(gpc_test_retry),
 	KUNIT_CASE(gpc_test_refresh_during_activation),
+	KUNIT_CASE(gpc_test_activation_during_activation),
 	KUNIT_CASE(gpc_test_trylock_stale),
 	KUNIT_CASE(gpc_test_invalidate_elsewhere),
 	KUNIT_CASE(gpc_test_memslot_elsewhere),
