@@ -115,8 +115,9 @@ int kvm_gpc_activate_hva(struct gfn_to_pfn_cache *gpc, unsigned long uhva, unsig
  * kvm_gpc_deactivate() - let a cache's area go
  * @gpc: the cache, active or not
  *
- * Unmap the area, wait for those who have @gpc locked.  There is no need to do so
- * before kvm_gpc_activate(), but before @gpc is freed.
+ * Unmap the area, wait for those who have @gpc locked, but not for those who are about
+ * to activate it: they are the caller's to keep away.  There is no need to do so before
+ * kvm_gpc_activate(), but before @gpc is freed.
  *
  * Context: May sleep, not with @gpc locked.  Does not need the VM's mm.
  */

@@ -249,7 +249,8 @@ static void gpc_free_area(struct gpc_area *area)
 	struct kvm *kvm = area->gpc->kvm;
 
 	gpc_unmap(&area->map);
-	if (cmpxchg(&kvm->gpc_spare, NULL, area))
+	/* KASAN is to tell of those who use it still. */
+	if (IS_ENABLED(CONFIG_KASAN) || cmpxchg(&kvm->gpc_spare, NULL, area))
 		kfree(area);
 }
 
@@ -705,8 +706,7 @@ static int gpc_try_refresh(struct gpc_area *area)
 {
 	struct page *page[GPC_MAP_MAX] = {};
 	kvm_pfn_t pfn[GPC_MAP_MAX];
-	/* An area that was published by activation may be replaced and freed. */
-	unsigned int i, nr_pages = area->nr_pages;
+	unsigned int i;
 	int ret;
 
 	ret = gpc_begin_lookup(area);
@@ -716,28 +716,29 @@ static int gpc_try_refresh(struct gpc_area *area)
 	ret = gpc_lookup(area, pfn, page);
 	if (!ret)
 		ret = gpc_map_area(area, pfn, page);
-	if (!ret)
-		ret = area == READ_ONCE(area->gpc->area) ? gpc_publish(area) :
-							   gpc_publish_new(area);
 
 	/*
 	 * Put the references to the pages.  They are now tracked by the cache and
 	 * can be safely migrated, swapped, etc... as the cache will invalidate any
-	 * mappings in response to relevant mmu_notifier events.
+	 * mappings in response to relevant mmu_notifier events, and what is invalid
+	 * already is not published.  That may wait for another refresh.
 	 *
 	 * KVM writes to the pages through the mapping, i.e. without the MMU
 	 * setting any dirty bit, so mark them dirty now.  They cannot become clean
 	 * while the cache is valid, as cleaning a page write-protects or unmaps it
 	 * first, which invalidates the cache.
 	 */
-	for (i = 0; i < nr_pages; i++) {
+	for (i = 0; i < area->nr_pages; i++) {
 		if (ret)
 			kvm_release_page_unused(page[i]);
 		else
 			kvm_release_page_dirty(page[i]);
 	}
 
-	return ret;
+	if (ret)
+		return ret;
+
+	return area == READ_ONCE(area->gpc->area) ? gpc_publish(area) : gpc_publish_new(area);
 }
 
 static int gpc_refresh_area(struct gpc_area *area)
