@@ -83,7 +83,8 @@ void kvm_gpc_init(struct gfn_to_pfn_cache *gpc, struct kvm *kvm);
  *
  * Map the area, too, to have an error now rather than later.  A cache that was
  * bound to another area is bound to that, and it can be used, until the new one is
- * mapped; on error, it stays so.
+ * mapped; on error, it stays so.  Of several tasks that activate @gpc at a time, the last
+ * one to have its area mapped wins.
  *
  * Context: May sleep, must be called by a task that uses the VM's mm, not with @gpc
  *	    locked.

@@ -738,6 +738,7 @@ static int gpc_try_refresh(struct gpc_area *area)
 	if (ret)
 		return ret;
 
+	/* A new area is nobody's but the cache's then: whoever replaces it frees it. */
 	return area == READ_ONCE(area->gpc->area) ? gpc_publish(area) : gpc_publish_new(area);
 }
 
@@ -796,9 +797,11 @@ static noinline void *gpc_refresh_and_enter(struct gfn_to_pfn_cache *gpc)
 			return ERR_PTR(ret);
 
 		khva = gpc_enter(gpc);
-	} while (!khva);
+		if (khva)
+			return khva;
+	} while (!fatal_signal_pending(current));
 
-	return khva;
+	return ERR_PTR(-EINTR);
 }
 
 void *kvm_gpc_lock(struct gfn_to_pfn_cache *gpc)

@@ -664,13 +664,14 @@ static kvm_pfn_t gpc_lookup_and_lock(struct kvm_follow_pfn *kfp)
 	return hva_to_pfn(kfp);
 }
 
-static void gpc_test_refresh_during_activation(struct kunit *test)
+/* Activate the second page's area, with @lookup for its page and for that of another area. */
+static void gpc_test_during_activation(struct kunit *test,
+				       kvm_pfn_t (*lookup)(struct kvm_follow_pfn *kfp))
 {
 	struct gpc_test *t = test->priv;
 
-	gpc_test_activate(test);
 	kunit_activate_static_stub(test, gpc_lookup_fast, gpc_lookup_fast_none);
-	kunit_activate_static_stub(test, gpc_lookup_page, gpc_lookup_and_lock);
+	kunit_activate_static_stub(test, gpc_lookup_page, lookup);
 	t->locker_error = -EINPROGRESS;
 	KUNIT_EXPECT_EQ(test, kvm_gpc_activate(&t->gpc, GPC_GPA + PAGE_SIZE, GPC_LEN), 0);
 	kunit_deactivate_static_stub(test, gpc_lookup_page);
@@ -679,6 +680,12 @@ static void gpc_test_refresh_during_activation(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, t->lookups, 2);
 	KUNIT_EXPECT_EQ(test, t->locker_error, 0);
 	gpc_test_expect_area(test, &t->gpc, GPC_GPA + PAGE_SIZE);
+}
+
+static void gpc_test_refresh_during_activation(struct kunit *test)
+{
+	gpc_test_activate(test);
+	gpc_test_during_activation(test, gpc_lookup_and_lock);
 }
 
 /* Who activates a cache waits for nobody who does so, too: the last one to map wins. */
@@ -694,18 +701,7 @@ static kvm_pfn_t gpc_lookup_and_activate(struct kvm_follow_pfn *kfp)
 
 static void gpc_test_activation_during_activation(struct kunit *test)
 {
-	struct gpc_test *t = test->priv;
-
-	kunit_activate_static_stub(test, gpc_lookup_fast, gpc_lookup_fast_none);
-	kunit_activate_static_stub(test, gpc_lookup_page, gpc_lookup_and_activate);
-	t->locker_error = -EINPROGRESS;
-	KUNIT_EXPECT_EQ(test, kvm_gpc_activate(&t->gpc, GPC_GPA + PAGE_SIZE, GPC_LEN), 0);
-	kunit_deactivate_static_stub(test, gpc_lookup_page);
-	kunit_deactivate_static_stub(test, gpc_lookup_fast);
-
-	KUNIT_EXPECT_EQ(test, t->lookups, 2);
-	KUNIT_EXPECT_EQ(test, t->locker_error, 0);
-	gpc_test_expect_area(test, &t->gpc, GPC_GPA + PAGE_SIZE);
+	gpc_test_during_activation(test, gpc_lookup_and_activate);
 }
 
 static void gpc_test_trylock_stale(struct kunit *test)

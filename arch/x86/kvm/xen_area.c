@@ -244,7 +244,8 @@ static void kvm_xen_put_wall_clock(void *khva, bool long_mode, u64 wall_nsec)
 	wc->version = wc_version + 1;
 }
 
-static int kvm_xen_write_wall_clock(struct kvm *kvm)
+/* If there is no shared_info, or userspace has just taken it away, leave it at that. */
+static void kvm_xen_write_wall_clock(struct kvm *kvm)
 {
 	struct gfn_to_pfn_cache *gpc = &kvm->arch.xen.shinfo_cache;
 	u64 wall_nsec = kvm_get_wall_clock_epoch(kvm);
@@ -252,11 +253,10 @@ static int kvm_xen_write_wall_clock(struct kvm *kvm)
 
 	khva = kvm_gpc_lock(gpc);
 	if (IS_ERR(khva))
-		return kvm_xen_area_error(PTR_ERR(khva));
+		return;
 
 	kvm_xen_put_wall_clock(khva, kvm_xen_long_mode(kvm), wall_nsec);
 	kvm_gpc_unlock(gpc);
-	return 0;
 }
 
 static int kvm_xen_activate_shared_info(struct kvm *kvm, struct kvm_xen_hvm_attr *data)
@@ -296,8 +296,8 @@ int kvm_xen_set_shared_info(struct kvm *kvm, struct kvm_xen_hvm_attr *data)
 
 	scoped_guard(mutex, &kvm->arch.xen.xen_lock) {
 		r = kvm_xen_area_error(kvm_xen_activate_shared_info(kvm, data));
-		if (!r && kvm_gpc_is_active(&kvm->arch.xen.shinfo_cache))
-			r = kvm_xen_write_wall_clock(kvm);
+		if (!r)
+			kvm_xen_write_wall_clock(kvm);
 	}
 
 	/* Even if a vCPU does not sleep: it may have tried just before. */
@@ -1074,12 +1074,7 @@ static int kvm_xen_switch_mode(struct kvm *kvm, bool long_mode)
 
 	if (long_mode != old_mode) {
 		synchronize_rcu();
-		/*
-		 * If userspace has just taken shared_info away, the wall clock
-		 * stays as it is until it is written again.
-		 */
-		if (kvm_gpc_is_active(gpc))
-			kvm_xen_write_wall_clock(kvm);
+		kvm_xen_write_wall_clock(kvm);
 	}
 
 	return 0;
