@@ -671,7 +671,7 @@ static void gpc_test_during_activation(struct kunit *test,
 	struct gpc_test *t = test->priv;
 
 	kunit_activate_static_stub(test, gpc_lookup_fast, gpc_lookup_fast_none);
-	kunit_activate_static_stub(test, gpc_lookup_page, lookup);
+	kunit_activate_static_stub(test, gpc_lookup_page, *lookup);
 	t->locker_error = -EINPROGRESS;
 	KUNIT_EXPECT_EQ(test, kvm_gpc_activate(&t->gpc, GPC_GPA + PAGE_SIZE, GPC_LEN), 0);
 	kunit_deactivate_static_stub(test, gpc_lookup_page);
