@@ -53,10 +53,12 @@ struct gpc_test {
 	void *irq_khva2;
 	struct work_struct invalidate;
 	int invalidations;
-	gpa_t scattered;
-	unsigned long reads;
+	unsigned int round;
+	unsigned int round_done;
+	unsigned int reads;
 	bool gone;
-	unsigned long reads_of_gone;
+	unsigned int reads_of_gone;
+	gpa_t scattered;
 };
 
 /* Stubs of functions that fail. */
@@ -880,11 +882,8 @@ static void gpc_test_several_pages_invalidated(struct kunit *test)
 	gpc_test_expect_bytes(test, gpa, PAGE_SIZE + 2);
 }
 
-/*
- * Read on another CPU, if there is one: write to the area, and look whether it is
- * gone meanwhile.
- */
-static int gpc_test_reader(void *data)
+/* On another CPU, if there is one. */
+static int gpc_test_use(void *data)
 {
 	struct gpc_test *t = data;
 	int i;
@@ -893,10 +892,8 @@ static int gpc_test_reader(void *data)
 		u8 *p = kvm_gpc_trylock(&t->gpc);
 
 		if (!IS_ERR(p)) {
-			for (i = 0; i < GPC_LEN; i++) {
+			for (i = 0; i < GPC_LEN; i++)
 				WRITE_ONCE(p[i], i);
-				t->reads_of_gone += READ_ONCE(t->gone);
-			}
 			kvm_gpc_unlock(&t->gpc);
 			WRITE_ONCE(t->reads, t->reads + 1);
 		}
@@ -910,7 +907,7 @@ static int gpc_test_reader(void *data)
 static int gpc_test_wait_for_read(struct gpc_test *t)
 {
 	ktime_t end = ktime_add_ms(ktime_get(), 10000);
-	unsigned long reads = READ_ONCE(t->reads);
+	unsigned int reads = READ_ONCE(t->reads);
 
 	while (READ_ONCE(t->reads) == reads) {
 		if (ktime_after(ktime_get(), end))
@@ -919,33 +916,6 @@ static int gpc_test_wait_for_read(struct gpc_test *t)
 	}
 
 	return 0;
-}
-
-/* Have it disturbed for half a second. */
-static void gpc_test_disturb_reader(struct kunit *test, int (*disturb)(struct gpc_test *))
-{
-	unsigned int cpu = cpumask_any_but(cpu_online_mask, raw_smp_processor_id());
-	ktime_t end = ktime_add_ms(ktime_get(), 500);
-	struct gpc_test *t = test->priv;
-	struct task_struct *reader;
-	int error, i = 0;
-
-	gpc_test_activate(test);
-	reader = kthread_create(gpc_test_reader, t, "gpc_test_reader");
-	KUNIT_ASSERT_FALSE(test, IS_ERR(reader));
-	if (cpu < nr_cpu_ids)
-		kthread_bind(reader, cpu);
-	wake_up_process(reader);
-
-	do {
-		error = gpc_test_wait_for_read(t) ?: disturb(t);
-		i++;
-	} while (!error && ktime_before(ktime_get(), end));
-
-	kthread_stop(reader);
-	kunit_info(test, "%lu reads, disturbed %d times\n", t->reads, i);
-	KUNIT_EXPECT_EQ(test, error, 0);
-	KUNIT_EXPECT_EQ(test, t->reads_of_gone, 0);
 }
 
 /* An area across two pages that do not follow one another in memory. */
@@ -976,7 +946,6 @@ static gpa_t gpc_test_scattered_area(struct kunit *test)
 	return INVALID_GPA;
 }
 
-/* A mapping goes away only when nobody uses it: the reader, who does, would oops. */
 static int gpc_test_move(struct gpc_test *t)
 {
 	bool away = kvm_gpc_gpa(&t->gpc) == t->scattered;
@@ -984,32 +953,31 @@ static int gpc_test_move(struct gpc_test *t)
 	return kvm_gpc_activate(&t->gpc, away ? GPC_GPA : t->scattered, GPC_LEN);
 }
 
+/* A mapping goes away only when nobody uses it: the reader, who does, would oops. */
 static void gpc_test_unmap_under_reader(struct kunit *test)
 {
+	unsigned int cpu = cpumask_any_but(cpu_online_mask, raw_smp_processor_id());
 	struct gpc_test *t = test->priv;
+	struct task_struct *reader;
+	int error, moves = 0;
+	ktime_t end;
 
 	t->scattered = gpc_test_scattered_area(test);
-	gpc_test_disturb_reader(test, gpc_test_move);
-}
+	reader = kthread_create(gpc_test_use, t, "gpc_test_reader");
+	KUNIT_ASSERT_FALSE(test, IS_ERR(reader));
+	if (cpu < nr_cpu_ids)
+		kthread_bind(reader, cpu);
+	wake_up_process(reader);
 
-/* A page is gone from when its invalidation has begun until that is over. */
-static int gpc_test_take_away(struct gpc_test *t)
-{
-	int i;
+	end = ktime_add_ms(ktime_get(), 500);
+	do {
+		error = gpc_test_wait_for_read(t) ?: gpc_test_move(t);
+		moves++;
+	} while (!error && ktime_before(ktime_get(), end));
 
-	gpc_test_invalidate_start(t, 0);
-	WRITE_ONCE(t->gone, true);
-	for (i = 0; i < 50; i++)
-		cpu_relax();
-	WRITE_ONCE(t->gone, false);
-	gpc_test_invalidate_end(t, 0);
-
-	return gpc_test_lock_error(&t->gpc);
-}
-
-static void gpc_test_no_reader_of_gone(struct kunit *test)
-{
-	gpc_test_disturb_reader(test, gpc_test_take_away);
+	kthread_stop(reader);
+	kunit_info(test, "%u reads, %d moves\n", t->reads, moves);
+	KUNIT_EXPECT_EQ(test, error, 0);
 }
 
 /* A reader of two caches, interrupted by another of the same ones. */
@@ -1063,6 +1031,19 @@ static void gpc_test_nested(struct kunit *test)
 	KUNIT_EXPECT_PTR_EQ(test, t->irq_khva2, p2);
 }
 
+static bool gpc_test_wait_for_invalidation(struct gpc_test *t)
+{
+	ktime_t end = ktime_add_ms(ktime_get(), 10000);
+
+	while (READ_ONCE(t->gpc.khva)) {
+		if (ktime_after(ktime_get(), end))
+			return false;
+		cpu_relax();
+	}
+
+	return true;
+}
+
 /* An invalidation waits for the readers of what it invalidates, for no others. */
 static void gpc_test_invalidate_fn(struct work_struct *work)
 {
@@ -1097,10 +1078,7 @@ static void gpc_test_invalidation_waits(struct kunit *test)
 		      &t->invalidate);
 
 	/* It gets as far as to clear khva, and no further. */
-	end = ktime_add_ms(ktime_get(), 10000);
-	while (ktime_before(ktime_get(), end) && READ_ONCE(t->gpc.khva))
-		cpu_relax();
-	is_cleared = !READ_ONCE(t->gpc.khva);
+	is_cleared = gpc_test_wait_for_invalidation(t);
 	end = ktime_add_ms(ktime_get(), 10);
 	while (ktime_before(ktime_get(), end) && READ_ONCE(t->invalidations) == 1)
 		cpu_relax();
@@ -1112,6 +1090,96 @@ static void gpc_test_invalidation_waits(struct kunit *test)
 	flush_work(&t->invalidate);
 	KUNIT_EXPECT_EQ(test, t->invalidations, 2);
 	KUNIT_EXPECT_EQ(test, gpc_test_trylock_error(&t->gpc), -EWOULDBLOCK);
+}
+
+/*
+ * Who gets at the area keeps it until the invalidation has begun, and then long enough
+ * for one that does not wait to be over.
+ */
+static void gpc_test_read(struct gpc_test *t)
+{
+	int i;
+
+	if (IS_ERR(kvm_gpc_trylock(&t->gpc)))
+		return;
+
+	t->reads++;
+	if (gpc_test_wait_for_invalidation(t)) {
+		for (i = 0; i < 1000; i++)
+			t->reads_of_gone += READ_ONCE(t->gone);
+	}
+	kvm_gpc_unlock(&t->gpc);
+}
+
+static int gpc_test_read_each_round(void *data)
+{
+	struct gpc_test *t = data;
+	unsigned int round = 0;
+
+	while (!kthread_should_stop()) {
+		/* Pairs with gpc_test_invalidate_round(). */
+		if (smp_load_acquire(&t->round) != round) {
+			gpc_test_read(t);
+			/* Pairs with gpc_test_invalidate_round(). */
+			smp_store_release(&t->round_done, ++round);
+		}
+		cpu_relax();
+	}
+
+	return 0;
+}
+
+static int gpc_test_invalidate_round(struct gpc_test *t)
+{
+	int error = gpc_test_lock_error(&t->gpc);
+	unsigned int i;
+
+	if (error)
+		return error;
+
+	/* Pairs with gpc_test_read_each_round(). */
+	smp_store_release(&t->round, t->round + 1);
+	/* Be first, or second, or neither. */
+	for (i = t->round % 256; i; i--)
+		barrier();
+	gpc_test_invalidate_start(t, 0);
+	WRITE_ONCE(t->gone, true);
+	/* Pairs with gpc_test_read_each_round(). */
+	while (smp_load_acquire(&t->round_done) != t->round)
+		cpu_relax();
+	WRITE_ONCE(t->gone, false);
+	gpc_test_invalidate_end(t, 0);
+	return 0;
+}
+
+/* Both begin at the same time: the reader has nothing to use, or the other one waits. */
+static void gpc_test_reader_meets_invalidation(struct kunit *test)
+{
+	struct gpc_test *t = test->priv;
+	struct task_struct *reader;
+	ktime_t end;
+	int error;
+
+	if (num_online_cpus() < 2)
+		kunit_skip(test, "needs two CPUs");
+
+	gpc_test_activate(test);
+	reader = kthread_create(gpc_test_read_each_round, t, "gpc_test_reader");
+	KUNIT_ASSERT_FALSE(test, IS_ERR(reader));
+
+	migrate_disable();
+	kthread_bind(reader, cpumask_any_but(cpu_online_mask, smp_processor_id()));
+	wake_up_process(reader);
+	end = ktime_add_ms(ktime_get(), 500);
+	do {
+		error = gpc_test_invalidate_round(t);
+	} while (!error && ktime_before(ktime_get(), end));
+	migrate_enable();
+
+	kthread_stop(reader);
+	kunit_info(test, "%u rounds, of which the reader was first in %u\n", t->round, t->reads);
+	KUNIT_EXPECT_EQ(test, error, 0);
+	KUNIT_EXPECT_EQ(test, t->reads_of_gone, 0);
 }
 
 /* Only those who say that they wrote to an area make it dirty. */
@@ -1178,9 +1246,9 @@ static struct kunit_case gpc_test_cases[] = {
 	KUNIT_CASE(gpc_test_several_pages),
 	KUNIT_CASE(gpc_test_several_pages_invalidated),
 	KUNIT_CASE(gpc_test_unmap_under_reader),
-	KUNIT_CASE(gpc_test_no_reader_of_gone),
 	KUNIT_CASE(gpc_test_nested),
 	KUNIT_CASE(gpc_test_invalidation_waits),
+	KUNIT_CASE(gpc_test_reader_meets_invalidation),
 	KUNIT_CASE(gpc_test_dirty),
 	{}
 };
