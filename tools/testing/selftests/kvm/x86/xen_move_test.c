@@ -18,8 +18,9 @@
  * and the memory is taken away.
  *
  * Of bugs planted in KVM, moving and resetting without having the guest look at all
- * ports are found in the first round, and attributes that do not bring what waits in
- * the kernel to vcpu_info in the fourth.
+ * ports are found in the first round, irqfds that keep the routes that they had by one
+ * of the first events, and attributes that do not bring what waits in the kernel to
+ * vcpu_info in the fourth round.
  */
 #include <linux/mempolicy.h>
 #include <sys/eventfd.h>
