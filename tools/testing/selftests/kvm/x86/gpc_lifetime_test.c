@@ -12,6 +12,7 @@
  * as the OOM reaper does it: that does not wait for anything, MMU notifiers included.
  */
 #include <fcntl.h>
+#include <sched.h>
 #include <signal.h>
 #include <sys/eventfd.h>
 #include <sys/syscall.h>
@@ -241,12 +242,26 @@ static void vmm_to_be_reaped(int ready)
 		pause();
 }
 
-/* Return whether there was something to reap: the VMM may have been faster. */
+/* Let it run on this CPU, and there only when nobody else wants to. */
+static void hold_up(pid_t pid)
+{
+	struct sched_param param = {};
+	cpu_set_t cpu;
+
+	CPU_ZERO(&cpu);
+	CPU_SET(pin_self_to_any_cpu(), &cpu);
+	TEST_ASSERT_EQ(sched_setaffinity(pid, sizeof(cpu), &cpu), 0);
+	TEST_ASSERT_EQ(sched_setscheduler(pid, SCHED_IDLE, &param), 0);
+}
+
+/* Return whether there was something to reap: the VMM may still have been faster. */
 static bool reap_vmm(void)
 {
 	int ready[2], pidfd, ret;
 	pid_t vmm, raiser;
+	cpu_set_t cpus;
 
+	TEST_ASSERT_EQ(sched_getaffinity(0, sizeof(cpus), &cpus), 0);
 	TEST_ASSERT_EQ(pipe(ready), 0);
 	vmm = fork();
 	if (!vmm)
@@ -256,6 +271,7 @@ static bool reap_vmm(void)
 
 	pidfd = syscall(__NR_pidfd_open, vmm, 0);
 	TEST_ASSERT(pidfd >= 0, "pidfd_open: errno %d", errno);
+	hold_up(vmm);
 	kill(vmm, SIGKILL);
 	/* Not while an irqfd's worker uses the VMM's memory, nor when it is gone. */
 	do {
@@ -265,6 +281,7 @@ static bool reap_vmm(void)
 
 	TEST_ASSERT(!ret || ret == ESRCH, "process_mrelease: errno %d", ret);
 	TEST_ASSERT_EQ(waitpid(vmm, NULL, 0), vmm);
+	TEST_ASSERT_EQ(sched_setaffinity(0, sizeof(cpus), &cpus), 0);
 	close(pidfd);
 	close(ready[0]);
 	return !ret;
