@@ -1104,10 +1104,9 @@ static void gpc_test_read(struct gpc_test *t)
 		return;
 
 	t->reads++;
-	if (gpc_test_wait_for_invalidation(t)) {
-		for (i = 0; i < 1000; i++)
-			t->reads_of_gone += READ_ONCE(t->gone);
-	}
+	gpc_test_wait_for_invalidation(t);
+	for (i = 0; i < 1000; i++)
+		t->reads_of_gone += READ_ONCE(t->gone);
 	kvm_gpc_unlock(&t->gpc);
 }
 
