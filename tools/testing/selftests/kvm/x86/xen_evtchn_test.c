@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * Delivery of Xen event channels when a place that an event goes to, i.e.
- * shared_info or the vCPU's vcpu_info, was never registered, while an event
- * channel is bound to another vCPU, and while an event is taken back.
+ * shared_info or the vCPU's vcpu_info, was never registered, before the vCPU has
+ * its upcall vector, while an event channel is bound to another vCPU, and while an
+ * event is taken back.
  *
  * Each way of raising an event fails or defers the event as documented, KVM
  * does not WARN, and an event that is deferred is there once the vCPU gets its
@@ -13,6 +14,7 @@
 
 #include "test_util.h"
 #include "kvm_test_harness.h"
+#include "apic.h"
 #include "xen.h"
 
 #define XEN_REGION_GPA		0xc0000000ULL
@@ -54,6 +56,19 @@ static void guest_take_upcalls(void)
 	while (!READ_ONCE(stop_waiting))
 		xen_guest_exit();
 	GUEST_DONE();
+}
+
+static void guest_apic_upcall(struct ex_regs *regs)
+{
+	guest_upcall(regs);
+	x2apic_write_reg(APIC_EOI, 0);
+}
+
+static void guest_enable_apic(void)
+{
+	x2apic_enable();
+	sti_nop();
+	xen_guest_idle();
 }
 
 static u64 nr_sent;
@@ -242,6 +257,31 @@ TEST_F(xen_evtchn, taken_back)
 	WRITE_ONCE(vi->evtchn_upcall_pending, 0);
 	WRITE_ONCE(*stop, true);
 	pthread_join(thread, NULL);
+}
+
+TEST_F(xen_evtchn, pending_without_vector)
+{
+	struct kvm_xen_vcpu_attr attr = {
+		.type = KVM_XEN_VCPU_ATTR_TYPE_UPCALL_VECTOR,
+		.u.vector = UPCALL_VECTOR,
+	};
+	u64 *upcalls = addr_gva2hva(self->vm, (gva_t)&nr_upcalls);
+
+	virt_map(self->vm, VCPU_INFO_GPA, VCPU_INFO_GPA, 1);
+	vm_install_exception_handler(self->vm, UPCALL_VECTOR, guest_apic_upcall);
+	vcpu_arch_set_entry_point(self->vcpu, guest_enable_apic);
+	xen_set_shared_info(self->vm, SHINFO_GPA);
+	xen_set_vcpu_info(self->vcpu, VCPU_INFO_GPA);
+
+	xen_evtchn_send(self->vcpu, EVTCHN_PORT);
+	vcpu_run(self->vcpu);
+	TEST_ASSERT_KVM_EXIT_REASON(self->vcpu, KVM_EXIT_IO);
+	EXPECT_EQ(*upcalls, 0);
+
+	vcpu_ioctl(self->vcpu, KVM_XEN_VCPU_SET_ATTR, &attr);
+	vcpu_run(self->vcpu);
+	TEST_ASSERT_KVM_EXIT_REASON(self->vcpu, KVM_EXIT_IO);
+	EXPECT_EQ(*upcalls, 1);
 }
 
 FIXTURE(xen_evtchn_update) {
