@@ -278,6 +278,8 @@ def choose(kind):
         return Qemu(kind + '-kvm')
     if kind == 'amd':
         return Tcg('amd-tcg', 2, 2)
+    # For what contends, and not for tests: with two host threads, a VMRUN now and then
+    # goes on without nested paging (HF2_NPT_MASK), and the guest shuts down.
     if kind == 'amd-mt':
         return Tcg('amd-mt', 2, 0, 'multi')
     if kind == 'intel':
