@@ -227,6 +227,14 @@ static void *run_vcpu(void *vcpu)
 	return NULL;
 }
 
+static void set_guest(struct kvm_vcpu *vcpu, void *code, void (*upcall)(struct ex_regs *))
+{
+	virt_map(vcpu->vm, VCPU_INFO_GPA, VCPU_INFO_GPA, 1);
+	vm_install_exception_handler(vcpu->vm, UPCALL_VECTOR, upcall);
+	vcpu_arch_set_entry_point(vcpu, code);
+	xen_set_vcpu_info(vcpu, VCPU_INFO_GPA);
+}
+
 /*
  * An event can be gone by the time that the vCPU takes it.  The PIC has nothing
  * to say then, and if KVM asks it all the same, the guest gets a spurious
@@ -243,11 +251,8 @@ TEST_F(xen_evtchn, taken_back)
 	if (sysconf(_SC_NPROCESSORS_ONLN) == 1)
 		enough = UPCALLS_1CPU;
 
-	virt_map(self->vm, VCPU_INFO_GPA, VCPU_INFO_GPA, 1);
-	vm_install_exception_handler(self->vm, UPCALL_VECTOR, guest_upcall);
-	vcpu_arch_set_entry_point(self->vcpu, guest_take_upcalls);
+	set_guest(self->vcpu, guest_take_upcalls, guest_upcall);
 	xen_set_upcall_vector(self->vm, UPCALL_VECTOR);
-	xen_set_vcpu_info(self->vcpu, VCPU_INFO_GPA);
 
 	TEST_ASSERT_EQ(pthread_create(&thread, NULL, run_vcpu, self->vcpu), 0);
 	while (READ_ONCE(*upcalls) < enough) {
@@ -267,17 +272,16 @@ TEST_F(xen_evtchn, pending_without_vector)
 	};
 	u64 *upcalls = addr_gva2hva(self->vm, (gva_t)&nr_upcalls);
 
-	virt_map(self->vm, VCPU_INFO_GPA, VCPU_INFO_GPA, 1);
-	vm_install_exception_handler(self->vm, UPCALL_VECTOR, guest_apic_upcall);
-	vcpu_arch_set_entry_point(self->vcpu, guest_enable_apic);
+	set_guest(self->vcpu, guest_enable_apic, guest_apic_upcall);
 	xen_set_shared_info(self->vm, SHINFO_GPA);
-	xen_set_vcpu_info(self->vcpu, VCPU_INFO_GPA);
 
+	/* The event finds no vector to tell of it... */
 	xen_evtchn_send(self->vcpu, EVTCHN_PORT);
 	vcpu_run(self->vcpu);
 	TEST_ASSERT_KVM_EXIT_REASON(self->vcpu, KVM_EXIT_IO);
 	EXPECT_EQ(*upcalls, 0);
 
+	/* ... and the vector tells as soon as it is set. */
 	vcpu_ioctl(self->vcpu, KVM_XEN_VCPU_SET_ATTR, &attr);
 	vcpu_run(self->vcpu);
 	TEST_ASSERT_KVM_EXIT_REASON(self->vcpu, KVM_EXIT_IO);
