@@ -10,7 +10,8 @@ CHECK := amd:debug:xen intel:debug:core-intel-debug amd:debug:core-amd \
 	 amd:default:kvm amd:default:xen intel:default:intel
 LONG  := amd:default:slow amd:rt:xen amd:rt:core-amd amd:kcsan:core-amd
 PLANS ?= $(CHECK)
-RUNFLAGS = $(if $(FILTER),--filter '$(FILTER)') $(if $(V),-v) $(if $(JUNIT),--junit '$(JUNIT)')
+RUNFLAGS = $(if $(FILTER),--filter '$(FILTER)') $(if $(V),-v) $(if $(JUNIT),--junit '$(JUNIT)') \
+	   $(if $(ARGS),--args '$(ARGS)') $(if $(TIMEOUT),--timeout $(TIMEOUT))
 
 .PHONY: help run check check-long test list lint selftest tree export kernel base-test bench litmus \
 	each static deps clean distclean

@@ -16,6 +16,7 @@ import concurrent.futures
 import fnmatch
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -143,6 +144,7 @@ class Plan:
         except ValueError:
             die(f'{text}: want MACHINE:KERNEL:SUITE')
         self.tree = args.tree
+        self.seconds = args.timeout     # of each test, if it was said
         self.machine = machines.choose(machine)
         self.build = os.path.join(BUILD, *(['base'] if self.tree == 'base' else []), f'{self.tree}-{self.kernel}')
         self.name = f'{self.machine.name}-{self.kernel}-{self.suite}'
@@ -164,6 +166,8 @@ class Plan:
     def patience(self, test):
         """Seconds by the host's clock after which a test's machine is given up: a
         machine that hangs does not end its test by its own clock."""
+        if self.seconds:
+            return self.seconds + 60
         if test.startswith('xen:'):
             return 240 if self.kernel == 'default' else 480
         if self.suite == 'slow':
@@ -171,6 +175,8 @@ class Plan:
         return 600 if self.kernel == 'default' else 1200
 
     def timeout(self, test, entries):
+        if self.seconds:
+            return self.seconds
         seconds = 120 * self.machine.slowness(self.kernel)
         for e in entries:
             if e.verdict == 'slow' and e.covers(self, 'slow', test, ''):
@@ -265,6 +271,10 @@ class Runner:
         with open(os.path.join(root, 'job/tests'), 'w') as f:
             for t in plan.tests:
                 f.write(f'{t} {plan.timeout(t, self.entries)}\n')
+        with open(os.path.join(root, 'job/setup'), 'w') as f:
+            for name, arguments in self.args.args:
+                variable = re.sub(r'[^A-Z0-9]', '_', name.upper())
+                f.write(f'export KSELFTEST_{variable}_ARGS={shlex.quote(arguments)}\n')
         parts = ['common', 'kvm']
         if any(t.startswith('xen:') for t in plan.tests):
             parts.append('xen')
@@ -273,7 +283,7 @@ class Runner:
             for part in parts:
                 with open(os.path.join(plan.build, 'image', part + '.cpio'), 'rb') as p:
                     shutil.copyfileobj(p, f)
-            files = 'job\njob/tests\n'
+            files = 'job\njob/tests\njob/setup\n'
             f.write(subprocess.run(['cpio', '-o', '-H', 'newc', '--quiet'], cwd=root,
                                    input=files.encode(), stdout=subprocess.PIPE, check=True).stdout)
         shutil.rmtree(root)
@@ -485,11 +495,19 @@ def main():
     ap.add_argument('-v', '--verbose', action='store_true', help="show the tests' output as it comes")
     ap.add_argument('--junit', metavar='FILE', help='write JUnit XML to FILE')
     ap.add_argument('-j', '--jobs', type=int, default=2, help='machines at a time; each keeps one core busy')
-    ap.add_argument('--limit', type=int, default=5000, metavar='SECONDS', help='for the whole run')
+    ap.add_argument('--args', action='append', default=[], type=lambda s: tuple(s.split('=', 1)),
+                    metavar='TEST=ARGUMENTS', help='the command line of a test')
+    ap.add_argument('--timeout', type=int, metavar='SECONDS', help='for each test, in place of its usual limit')
+    ap.add_argument('--limit', type=int, metavar='SECONDS',
+                    help='for the whole run; 5000, or none if --timeout is given')
     ap.add_argument('--expected', default=os.path.join(HERE, 'expected'))
     args = ap.parse_args()
+    args.limit = args.limit or (float('inf') if args.timeout else 5000)
 
     plans = [Plan(text, args) for text in args.plans]
+    for name, *arguments in args.args:
+        if not arguments or not any(t.endswith(f':{name}') for p in plans for t in p.tests):
+            die(f'--args {"=".join([name, *arguments])}: want TEST=ARGUMENTS, of a test of these plans')
     if args.list:
         for p in plans:
             for t in p.tests:

@@ -3,6 +3,7 @@
 
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -16,7 +17,7 @@ HARNESS = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 TOP = os.path.dirname(HARNESS)
 
 # run.py with a machine that runs the shell script $FAKE; $1 is the kernel's
-# log, $2 is KTAP.
+# log, $2 is KTAP, $3 the initramfs.
 WRAPPER = '''
 import os, sys
 sys.path.insert(0, {harness!r})
@@ -27,7 +28,8 @@ class Fake:
         return 1
     def start(self, plan, initrd):
         paths = machines.fifos(plan)
-        return machines.Process(plan, ['sh', os.environ['FAKE'], paths['console'], paths['ktap']], paths)
+        return machines.Process(plan, ['sh', os.environ['FAKE'], paths['console'], paths['ktap'],
+                                       initrd], paths)
 machines.choose = lambda kind: Fake()
 import run
 run.kunit_tools = lambda: sys.path.insert(0, {kunit!r})
@@ -228,6 +230,18 @@ class Runner(unittest.TestCase):
                                'note end kvm:two 1\n' + END, '--junit', junit)
         root = ET.parse(junit).getroot()
         self.assertEqual((root.get('tests'), root.get('failures')), ('2', '1'))
+
+    def test_arguments_and_timeout(self):
+        show = 'cpio -i --quiet --to-stdout job/tests job/setup < "$3" | sed "s/^/# /" >&4\n'
+        script = 'note begin kvm:one\n' + show + 'result one "ok 1 selftests: kvm: one"\nnote end kvm:one 0\n' + END
+        rc, out, _ = self.run_(script, '-v', '--filter', 'one', '--timeout', '7', '--args', "one=-r 5 -s a'b")
+        self.assertEqual(rc, 0, out)
+        self.assertIn('# kvm:one 7\n', out)
+        self.assertIn('# export KSELFTEST_ONE_ARGS=' + shlex.quote("-r 5 -s a'b") + '\n', out)
+        for bad in ('one', 'three=-r 5'):
+            rc, out, _ = self.run_(script, '--args', bad)
+            self.assertEqual(rc, 2, out)
+            self.assertIn(f'--args {bad}: want', out)
 
     def test_interrupt_leaves_nothing(self):
         argv, env = self.command('sleep 1000 &\necho "$! $$" >&4\nwait\n')

@@ -69,7 +69,6 @@
 #define NR_FRAMES		64
 #define NR_RECYCLED		64
 #define POISON			0xa5
-#define ACTIONS			48
 
 /* A word of evtchn_pending has one port, so that no event covers up for another. */
 enum { BY_IOCTL, BY_IRQFD, BY_HCALL, NR_SOURCES };
@@ -247,7 +246,7 @@ static void guest_code(struct shared *shared, u32 id)
 
 /* The host: what all threads use */
 
-static u32 nr_vcpus = 2, nr_idle = 64, nr_hot, nr_rounds = 30, seed;
+static u32 nr_vcpus = 2, nr_idle = 64, nr_hot, nr_rounds = 30, nr_actions = 48, seed;
 static bool on_memfd, gentle, quiet, round_over, stop;
 static struct kvm_vm *vm;
 /* Those that run, and then those that do not. */
@@ -763,7 +762,7 @@ static void take_away(struct kvm_random_state *rng)
 	struct timespec nap = {};
 	int i;
 
-	for (i = 0; i < ACTIONS; i++) {
+	for (i = 0; i < nr_actions; i++) {
 		disturb(TAKE_AWAY, rng);
 		nap.tv_nsec = kvm_random_u32_in_range(rng, 0, 1000 << kvm_random_u32(rng) % 9);
 		nanosleep(&nap, NULL);
@@ -1004,7 +1003,7 @@ static void resume(void)
 
 static void run_round(int round)
 {
-	alarm(60);
+	alarm(max(60u, nr_actions));
 	gentle = round % 2;
 	round_over = false;
 	set_infos(round & 2);
@@ -1076,7 +1075,8 @@ static void hang(int sig)
 
 static void help(const char *name)
 {
-	printf("usage: %s [-h] [-i idle vcpus] [-n vcpus] [-r rounds] [-s seed]\n", name);
+	printf("usage: %s [-a actions] [-h] [-i idle vcpus] [-n vcpus] [-r rounds] [-s seed]\n",
+	       name);
 }
 
 int main(int argc, char *argv[])
@@ -1089,8 +1089,11 @@ int main(int argc, char *argv[])
 	TEST_REQUIRE((kvm_check_cap(KVM_CAP_XEN_HVM) & flags) == flags);
 
 	seed = time(NULL);
-	while ((opt = getopt(argc, argv, "hi:n:r:s:")) != -1) {
+	while ((opt = getopt(argc, argv, "a:hi:n:r:s:")) != -1) {
 		switch (opt) {
+		case 'a':
+			nr_actions = atoi_positive("Number of actions", optarg);
+			break;
 		case 'i':
 			nr_idle = atoi_non_negative("Number of idle vCPUs", optarg);
 			TEST_ASSERT(nr_idle <= MAX_IDLE, "At most %d idle vCPUs", MAX_IDLE);
@@ -1110,7 +1113,7 @@ int main(int argc, char *argv[])
 			exit(opt == 'h' ? KSFT_PASS : KSFT_FAIL);
 		}
 	}
-	pr_info("-i %u -n %u -r %u -s %u\n", nr_idle, nr_vcpus, nr_rounds, seed);
+	pr_info("-a %u -i %u -n %u -r %u -s %u\n", nr_actions, nr_idle, nr_vcpus, nr_rounds, seed);
 	nr_hot = NR_PAGES(nr_idle);
 	look_for_what_is_missing();
 
