@@ -25,8 +25,9 @@ BOCHS_MIB = 1920
 
 def append(end):
     """The command line.  The kernel leaves alone what is above END, in MiB: memory
-    without struct pages, which tests of the cache map."""
-    return f'{APPEND} mem={end}M kvm.gpc_test_memory={end << 20:#x}'
+    without struct pages, which tests of the cache map, and the last MiB before it,
+    which has struct pages for being in a section with RAM, but is no RAM."""
+    return f'{APPEND} mem={end - 1}M kvm.gpc_test_memory={end << 20:#x}'
 
 
 class Process:

@@ -1261,7 +1261,8 @@ static struct kunit_suite gpc_test_suite = {
 
 /*
  * The physical address of memory without a struct page, for tests to write to, e.g.
- * 0x80000000 with mem=2G, if there is more.
+ * 0x80000000 with mem=2G, if there is more.  With mem=2047M, which is not a whole
+ * number of sections, there is memory before it that has struct pages and is not RAM.
  */
 static unsigned long gpc_test_memory;
 module_param(gpc_test_memory, ulong, 0444);
@@ -1269,7 +1270,7 @@ module_param(gpc_test_memory, ulong, 0444);
 struct gpc_map_test {
 	/* One after the other, or every other one, if they are to be scattered. */
 	kvm_pfn_t pfn[GPC_MAP_MAX];
-	/* Of every other one that has a struct page. */
+	/* Of those that have one, unless a test shall know no more than their number. */
 	struct page *page[GPC_MAP_MAX];
 	/* Another address of each. */
 	u8 *addr[GPC_MAP_MAX];
@@ -1297,22 +1298,41 @@ static void gpc_map_test_use_pages(struct kunit *test, bool scattered)
 	m->pages = alloc_pages(GFP_KERNEL, get_order(GPC_MAP_TEST_LEN));
 	KUNIT_ASSERT_NOT_NULL(test, m->pages);
 	gpc_map_test_frames(m, page_to_pfn(m->pages), page_address(m->pages), scattered);
-	for (i = 0; i < GPC_MAP_MAX; i += 2)
+	for (i = 0; i < GPC_MAP_MAX; i++)
 		m->page[i] = pfn_to_page(m->pfn[i]);
 }
 
-/* Memory without a struct page. */
-static void gpc_map_test_use_memory(struct kunit *test, bool scattered)
+static void gpc_map_test_use_memory(struct kunit *test, unsigned long where, bool scattered)
 {
 	struct gpc_map_test *m = test->priv;
 
+	m->memory = memremap(where, GPC_MAP_TEST_LEN, MEMREMAP_WB);
+	KUNIT_ASSERT_NOT_NULL(test, m->memory);
+	gpc_map_test_frames(m, PHYS_PFN(where), m->memory, scattered);
+}
+
+/* Memory without a struct page. */
+static void gpc_map_test_use_bare(struct kunit *test, bool scattered)
+{
 	if (!gpc_test_memory)
 		kunit_skip(test, "needs kvm.gpc_test_memory");
 
 	KUNIT_ASSERT_FALSE(test, pfn_valid(PHYS_PFN(gpc_test_memory)));
-	m->memory = memremap(gpc_test_memory, GPC_MAP_TEST_LEN, MEMREMAP_WB);
-	KUNIT_ASSERT_NOT_NULL(test, m->memory);
-	gpc_map_test_frames(m, PHYS_PFN(gpc_test_memory), m->memory, scattered);
+	gpc_map_test_use_memory(test, gpc_test_memory, scattered);
+}
+
+/* Memory that has struct pages, but is not in the direct map. */
+static void gpc_map_test_use_hole(struct kunit *test, bool scattered)
+{
+	unsigned long pfn = PHYS_PFN(gpc_test_memory - GPC_MAP_TEST_LEN);
+	int i;
+
+	for (i = 0; i < 2 * GPC_MAP_MAX; i++) {
+		if (!gpc_test_memory || !pfn_valid(pfn + i) || page_is_ram(pfn + i))
+			kunit_skip(test, "needs kvm.gpc_test_memory, and a hole before it");
+	}
+
+	gpc_map_test_use_memory(test, PFN_PHYS(pfn), scattered);
 }
 
 /* What is written by way of the mapping is in the frames, and the other way round. */
@@ -1383,15 +1403,48 @@ static void gpc_map_test_scattered(struct kunit *test)
 	gpc_map_test_each_nr(test, GPC_MAP_DIRECT, GPC_MAP_VMAP);
 }
 
+/* Every other one is RAM that userspace has mapped as if it were a device's. */
+static void gpc_map_test_number_only(struct kunit *test)
+{
+	struct gpc_map_test *m = test->priv;
+
+	gpc_map_test_use_pages(test, false);
+	m->page[1] = NULL;
+	m->page[3] = NULL;
+	gpc_map_test_each_nr(test, GPC_MAP_DIRECT, GPC_MAP_DIRECT);
+}
+
+static void gpc_map_test_scattered_number_only(struct kunit *test)
+{
+	struct gpc_map_test *m = test->priv;
+
+	gpc_map_test_use_pages(test, true);
+	m->page[1] = NULL;
+	m->page[3] = NULL;
+	gpc_map_test_each_nr(test, GPC_MAP_DIRECT, GPC_MAP_VMAP_PFN);
+}
+
 static void gpc_map_test_no_struct_page(struct kunit *test)
 {
-	gpc_map_test_use_memory(test, false);
+	gpc_map_test_use_bare(test, false);
 	gpc_map_test_each_nr(test, GPC_MAP_MEMREMAP, GPC_MAP_MEMREMAP);
 }
 
 static void gpc_map_test_scattered_no_struct_page(struct kunit *test)
 {
-	gpc_map_test_use_memory(test, true);
+	gpc_map_test_use_bare(test, true);
+	gpc_map_test_each_nr(test, GPC_MAP_MEMREMAP, GPC_MAP_VMAP_PFN);
+}
+
+static void gpc_map_test_hole(struct kunit *test)
+{
+	gpc_map_test_use_hole(test, false);
+	gpc_map_test_each_nr(test, GPC_MAP_MEMREMAP, GPC_MAP_MEMREMAP);
+}
+
+static void gpc_map_test_scattered_hole(struct kunit *test)
+{
+	gpc_map_test_use_hole(test, true);
 	gpc_map_test_each_nr(test, GPC_MAP_MEMREMAP, GPC_MAP_VMAP_PFN);
 }
 
@@ -1437,6 +1490,7 @@ static void gpc_map_test_mixed(struct kunit *test)
 
 	gpc_map_test_use_pages(test, false);
 	m->pfn[1] = bare;
+	m->page[1] = NULL;
 	KUNIT_EXPECT_EQ(test, gpc_map(&m->map, m->pfn, m->page, 2), -EOPNOTSUPP);
 	swap(m->pfn[0], m->pfn[1]);
 	swap(m->page[0], m->page[1]);
@@ -1470,8 +1524,12 @@ static void gpc_map_test_exit(struct kunit *test)
 static struct kunit_case gpc_map_test_cases[] = {
 	KUNIT_CASE(gpc_map_test_contiguous),
 	KUNIT_CASE(gpc_map_test_scattered),
+	KUNIT_CASE(gpc_map_test_number_only),
+	KUNIT_CASE(gpc_map_test_scattered_number_only),
 	KUNIT_CASE(gpc_map_test_no_struct_page),
 	KUNIT_CASE(gpc_map_test_scattered_no_struct_page),
+	KUNIT_CASE(gpc_map_test_hole),
+	KUNIT_CASE(gpc_map_test_scattered_hole),
 	KUNIT_CASE(gpc_map_test_order),
 	KUNIT_CASE(gpc_map_test_mixed),
 	{}

@@ -9,12 +9,13 @@
  *
  * How frames are mapped depends on what they are:
  *
- *  - frames with a struct page that follow one another are in the direct map
- *    already, which costs nothing;
- *  - others with a struct page are mapped by vmap();
- *  - frames without a struct page, e.g. a device's memory or memory that the
- *    kernel was told to leave alone, are mapped by memremap() if they follow one
- *    another, by vmap_pfn() if they do not.
+ *  - pages of RAM that follow one another are in the direct map already, which
+ *    costs nothing;
+ *  - other memory that does, e.g. a device's or what the kernel was told to leave
+ *    alone, is mapped by memremap().  It is not in the direct map even where it has
+ *    struct pages, as all of a section has that has RAM somewhere;
+ *  - all other frames with a struct page are mapped by vmap(), those without one by
+ *    vmap_pfn().
  *
  * Frames with and without a struct page cannot be mapped together: vmap() wants one
  * for all of them, vmap_pfn() for none.
@@ -34,32 +35,42 @@
 
 struct gpc_frames {
 	bool contiguous;
-	bool direct;
+	/* How many have a struct page that the caller knows, and how many have one. */
+	unsigned int nr_known;
 	unsigned int nr_pages;
+	/* How many can be used as RAM, and how many are in the direct map. */
+	unsigned int nr_ram;
+	unsigned int nr_direct;
 };
 
 static struct gpc_frames gpc_look_at_frames(const kvm_pfn_t *pfn, struct page *const *page,
 					    unsigned int nr)
 {
-	struct gpc_frames f = { .contiguous = true, .direct = true };
+	struct gpc_frames f = { .contiguous = true };
 	unsigned int i;
 
 	for (i = 0; i < nr; i++) {
 		if (i && pfn[i] != pfn[i - 1] + 1)
 			f.contiguous = false;
 
-		if (!page[i] && !pfn_valid(pfn[i]))
+		if (page[i])
+			f.nr_known++;
+		else if (!pfn_valid(pfn[i]))
 			continue;
-
 		f.nr_pages++;
-		if (PageHighMem(pfn_to_page(pfn[i])))
-			f.direct = false;
+
+		if (!page[i] && !page_is_ram(pfn[i]))
+			continue;
+		f.nr_ram++;
+
+		if (!PageHighMem(pfn_to_page(pfn[i])))
+			f.nr_direct++;
 	}
 
 	return f;
 }
 
-static noinline void *gpc_vmap(const kvm_pfn_t *pfn, unsigned int nr)
+static noinline void *gpc_vmap(const kvm_pfn_t *pfn, unsigned int nr, pgprot_t prot)
 {
 	struct page *pages[GPC_MAP_MAX];
 	unsigned int i;
@@ -67,7 +78,18 @@ static noinline void *gpc_vmap(const kvm_pfn_t *pfn, unsigned int nr)
 	for (i = 0; i < nr; i++)
 		pages[i] = pfn_to_page(pfn[i]);
 
-	return vmap(pages, nr, VM_MAP, PAGE_KERNEL);
+	return vmap(pages, nr, VM_MAP, prot);
+}
+
+static noinline void *gpc_vmap_pfn(const kvm_pfn_t *pfn, unsigned int nr, pgprot_t prot)
+{
+	unsigned long frames[GPC_MAP_MAX];
+	unsigned int i;
+
+	for (i = 0; i < nr; i++)
+		frames[i] = pfn[i];
+
+	return vmap_pfn(frames, nr, prot);
 }
 
 static void *gpc_memremap(kvm_pfn_t pfn, unsigned int nr)
@@ -101,22 +123,27 @@ static int gpc_frames_prot(const kvm_pfn_t *pfn, unsigned int nr, pgprot_t *prot
 	return 0;
 }
 
-static noinline int gpc_vmap_pfn(struct gpc_map *map, const kvm_pfn_t *pfn, unsigned int nr)
+static int gpc_map_scattered(struct gpc_map *map, const kvm_pfn_t *pfn, unsigned int nr,
+			     const struct gpc_frames *f)
 {
-	unsigned long frames[GPC_MAP_MAX];
-	unsigned int i;
 	pgprot_t prot;
 	int ret;
+
+	if (f->nr_known == nr) {
+		map->kind = GPC_MAP_VMAP;
+		map->addr = gpc_vmap(pfn, nr, PAGE_KERNEL);
+		return 0;
+	}
+
+	if (f->nr_pages && f->nr_pages != nr)
+		return -EOPNOTSUPP;
 
 	ret = gpc_frames_prot(pfn, nr, &prot);
 	if (ret)
 		return ret;
 
-	for (i = 0; i < nr; i++)
-		frames[i] = pfn[i];
-
 	map->kind = GPC_MAP_VMAP_PFN;
-	map->addr = vmap_pfn(frames, nr, prot);
+	map->addr = f->nr_pages ? gpc_vmap(pfn, nr, prot) : gpc_vmap_pfn(pfn, nr, prot);
 	return 0;
 }
 
@@ -148,19 +175,14 @@ int gpc_map(struct gpc_map *map, const kvm_pfn_t *pfn, struct page *const *page,
 
 	f = gpc_look_at_frames(pfn, page, nr);
 
-	if (f.nr_pages == nr && f.contiguous && f.direct) {
+	if (f.contiguous && f.nr_direct == nr) {
 		map->kind = GPC_MAP_DIRECT;
 		map->addr = page_address(pfn_to_page(pfn[0]));
-	} else if (f.nr_pages == nr) {
-		map->kind = GPC_MAP_VMAP;
-		map->addr = gpc_vmap(pfn, nr);
-	} else if (!f.nr_pages && f.contiguous) {
+	} else if (f.contiguous && !f.nr_ram) {
 		map->kind = GPC_MAP_MEMREMAP;
 		map->addr = gpc_memremap(pfn[0], nr);
-	} else if (!f.nr_pages) {
-		ret = gpc_vmap_pfn(map, pfn, nr);
 	} else {
-		ret = -EOPNOTSUPP;
+		ret = gpc_map_scattered(map, pfn, nr, &f);
 	}
 
 	if (ret)

@@ -12,6 +12,7 @@ enum gpc_map_kind {
 	GPC_MAP_DIRECT,
 	GPC_MAP_VMAP,
 	GPC_MAP_MEMREMAP,
+	/* By the memory type that userspace's mapping had. */
 	GPC_MAP_VMAP_PFN,
 };
 

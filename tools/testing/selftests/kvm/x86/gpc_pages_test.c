@@ -249,10 +249,37 @@ static off_t bare_memory(void)
 	return read_number("/sys/module/kvm/parameters/gpc_test_memory", 10);
 }
 
-static bool add_bare_memory(struct kvm_vm *vm)
+static bool is_ram(off_t where)
+{
+	unsigned long start, end;
+	char line[128];
+	bool is = false;
+	FILE *f;
+
+	f = fopen("/proc/iomem", "r");
+	TEST_ASSERT(f, "open(/proc/iomem): errno %d", errno);
+	while (fgets(line, sizeof(line), f)) {
+		if (sscanf(line, "%lx-%lx", &start, &end) == 2 && strstr(line, "System RAM"))
+			is |= where >= start && where <= end;
+	}
+	fclose(f);
+	return is;
+}
+
+/*
+ * The memory before that, if mem= ends within a section of memory: the kernel has
+ * struct pages for all of the section, but has not mapped what is no RAM to it.
+ */
+static off_t hole_memory(void)
+{
+	off_t where = bare_memory() - NR_BARE * PAGE_SIZE;
+
+	return where < 0 || is_ram(where) ? 0 : where;
+}
+
+static bool add_bare_memory(struct kvm_vm *vm, off_t where)
 {
 	static const int page[NR_BARE] = { 0, 1, 3, 2 };
-	off_t where = bare_memory();
 	int i, fd;
 
 	if (!where)
@@ -270,19 +297,35 @@ static bool add_bare_memory(struct kvm_vm *vm)
 	return true;
 }
 
-TEST_F(gpc_pages, runstate_without_struct_page)
+/* Returns the number of errors. */
+static int try_bare_memory(struct kvm_vm *vm, struct kvm_vcpu *vcpu)
 {
-	int i;
-
-	if (!add_bare_memory(self->vm))
-		SKIP(return, "The kernel was not told of any such memory");
+	int i, errors = 0;
 
 	for (i = 1; i < NR_BARE; i++) {
 		u64 gpa = BARE_GPA + i * PAGE_SIZE;
 
-		EXPECT_EQ(try_runstate_across(self->vm, self->vcpu, gpa, true), 0);
-		EXPECT_EQ(try_runstate_across(self->vm, self->vcpu, gpa, false), 0);
+		errors += try_runstate_across(vm, vcpu, gpa, true);
+		errors += try_runstate_across(vm, vcpu, gpa, false);
 	}
+
+	return errors;
+}
+
+TEST_F(gpc_pages, runstate_in_hole)
+{
+	if (!add_bare_memory(self->vm, hole_memory()))
+		SKIP(return, "The kernel was not told of any such memory");
+
+	EXPECT_EQ(try_bare_memory(self->vm, self->vcpu), 0);
+}
+
+TEST_F(gpc_pages, runstate_without_struct_page)
+{
+	if (!add_bare_memory(self->vm, bare_memory()))
+		SKIP(return, "The kernel was not told of any such memory");
+
+	EXPECT_EQ(try_bare_memory(self->vm, self->vcpu), 0);
 
 	/* Of an area that has struct pages for one half only, nothing is written. */
 	vm_set_user_memory_region(self->vm, BARE_SLOT, 0, BARE_GPA, 0, bare);
@@ -649,7 +692,7 @@ TEST_F(gpc_pages, allocations_without_struct_page_fail)
 
 	if (!has_fault_injection())
 		SKIP(return, "The kernel has no fault injection");
-	if (!add_bare_memory(self->vm))
+	if (!add_bare_memory(self->vm, bare_memory()))
 		SKIP(return, "The kernel was not told of any such memory");
 
 	for (i = 1; i < NR_BARE; i++)

@@ -2,15 +2,20 @@
 /*
  * Delivery of Xen event channels when a place that an event goes to, i.e.
  * shared_info or the vCPU's vcpu_info, was never registered, before the vCPU has
- * its upcall vector, while an event channel is bound to another vCPU, and while an
+ * an upcall vector, while an event channel is bound to another vCPU, and while an
  * event is taken back.
  *
  * Each way of raising an event fails or defers the event as documented, KVM
  * does not WARN, and an event that is deferred is there once the vCPU gets its
  * vcpu_info.
  */
+#include <linux/userfaultfd.h>
+#include <fcntl.h>
 #include <pthread.h>
 #include <sys/eventfd.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
 
 #include "test_util.h"
 #include "kvm_test_harness.h"
@@ -69,6 +74,12 @@ static void guest_enable_apic(void)
 	x2apic_enable();
 	sti_nop();
 	xen_guest_idle();
+}
+
+static void guest_halt(void)
+{
+	asm volatile("sti; hlt; cli");
+	GUEST_DONE();
 }
 
 static u64 nr_sent;
@@ -160,6 +171,93 @@ TEST_F(xen_evtchn, irqfd_without_shared_info)
 	/* The event goes to a worker; deassigning the irqfd waits for it. */
 	kvm_deassign_irqfd(self->vm, EVTCHN_GSI, fd);
 	close(fd);
+}
+
+/* Whoever wants the page waits until it is answered. */
+static int keep_page_away(void *page)
+{
+	struct uffdio_register reg = {
+		.range = { .start = (unsigned long)page, .len = PAGE_SIZE },
+		.mode = UFFDIO_REGISTER_MODE_MISSING,
+	};
+	struct uffdio_api api = { .api = UFFD_API };
+	int uffd = syscall(__NR_userfaultfd, O_CLOEXEC);
+
+	TEST_ASSERT(uffd >= 0, "userfaultfd(): %s", strerror(errno));
+	TEST_ASSERT_EQ(ioctl(uffd, UFFDIO_API, &api), 0);
+	TEST_ASSERT_EQ(ioctl(uffd, UFFDIO_REGISTER, &reg), 0);
+	TEST_ASSERT_EQ(madvise(page, PAGE_SIZE, MADV_DONTNEED), 0);
+	return uffd;
+}
+
+static void answer(int uffd, void *page)
+{
+	struct uffdio_zeropage zero = {
+		.range = { .start = (unsigned long)page, .len = PAGE_SIZE },
+	};
+	struct uffd_msg msg;
+
+	TEST_ASSERT_EQ(read(uffd, &msg, sizeof(msg)), sizeof(msg));
+	TEST_ASSERT_EQ(msg.event, UFFD_EVENT_PAGEFAULT);
+	TEST_ASSERT_EQ(msg.arg.pagefault.address & ~(PAGE_SIZE - 1ull), (unsigned long)page);
+	TEST_ASSERT_EQ(ioctl(uffd, UFFDIO_ZEROPAGE, &zero), 0);
+}
+
+struct irqfd {
+	struct kvm_vm *vm;
+	int fd;
+};
+
+static void *deassign(void *arg)
+{
+	struct irqfd *irqfd = arg;
+
+	kvm_deassign_irqfd(irqfd->vm, EVTCHN_GSI, irqfd->fd);
+	return NULL;
+}
+
+static void *run_to_exit(void *vcpu)
+{
+	vcpu_run(vcpu);
+	TEST_ASSERT_KVM_EXIT_REASON((struct kvm_vcpu *)vcpu, KVM_EXIT_IO);
+	return NULL;
+}
+
+/* Only the vCPU waits for its VMM to bring shared_info in. */
+TEST_F(xen_evtchn, irqfd_without_page)
+{
+	struct irqfd irqfd = { self->vm, xen_irqfd(self->vcpu, EVTCHN_GSI, EVTCHN_PORT) };
+	void *shinfo = addr_gpa2hva(self->vm, SHINFO_GPA);
+	struct timespec limit;
+	pthread_t thread;
+	bool in_time;
+	int uffd;
+
+	xen_set_shared_info(self->vm, SHINFO_GPA);
+	uffd = keep_page_away(shinfo);
+	TEST_ASSERT_EQ(eventfd_write(irqfd.fd, 1), 0);
+
+	/* This waits for whoever delivers the event, and so do other VMs that do it. */
+	TEST_ASSERT_EQ(pthread_create(&thread, NULL, deassign, &irqfd), 0);
+	clock_gettime(CLOCK_REALTIME, &limit);
+	limit.tv_sec += 10;
+	in_time = !pthread_timedjoin_np(thread, NULL, &limit);
+	EXPECT_TRUE(in_time)
+		TH_LOG("The irqfd waits for shared_info");
+	if (!in_time) {
+		answer(uffd, shinfo);
+		pthread_join(thread, NULL);
+		EXPECT_TRUE(event_is_pending(self->vm));
+		close(uffd);
+		return;
+	}
+
+	TEST_ASSERT_EQ(pthread_create(&thread, NULL, run_to_exit, self->vcpu), 0);
+	answer(uffd, shinfo);
+	pthread_join(thread, NULL);
+	EXPECT_TRUE(event_is_pending(self->vm));
+	close(uffd);
+	close(irqfd.fd);
 }
 
 TEST_F(xen_evtchn, timer_without_shared_info)
@@ -285,6 +383,26 @@ TEST_F(xen_evtchn, pending_without_vector)
 	vcpu_ioctl(self->vcpu, KVM_XEN_VCPU_SET_ATTR, &attr);
 	vcpu_run(self->vcpu);
 	TEST_ASSERT_KVM_EXIT_REASON(self->vcpu, KVM_EXIT_IO);
+	EXPECT_EQ(*upcalls, 1);
+}
+
+TEST_F(xen_evtchn, pending_without_vm_vector)
+{
+	u64 *upcalls = addr_gva2hva(self->vm, (gva_t)&nr_upcalls);
+	pthread_t thread;
+
+	set_guest(self->vcpu, guest_halt, guest_upcall);
+	xen_set_shared_info(self->vm, SHINFO_GPA);
+
+	/* The vCPU sleeps, as there is no vector to tell it of the event... */
+	xen_evtchn_send(self->vcpu, EVTCHN_PORT);
+	TEST_ASSERT_EQ(pthread_create(&thread, NULL, run_vcpu, self->vcpu), 0);
+	while (!vcpu_get_stat(self->vcpu, blocking))
+		sched_yield();
+
+	/* ... until it is set.  If it sleeps on, the case does not end. */
+	xen_set_upcall_vector(self->vm, UPCALL_VECTOR);
+	pthread_join(thread, NULL);
 	EXPECT_EQ(*upcalls, 1);
 }
 

@@ -754,16 +754,26 @@ static void prepare_to_save(void)
 	}
 }
 
+static bool is_requested(struct kvm_lapic_state *lapic, int vector)
+{
+	u32 *irr = (void *)&lapic->regs[APIC_IRR + vector / 32 * 16];
+
+	return *irr & BIT(vector % 32);
+}
+
 static void save(struct saved *saved)
 {
 	int v;
 
 	prepare_to_save();
 	save_attrs(saved);
-	/* With the upcall that there is if an event does not wait any longer. */
 	for (v = 0; v < nr_vcpus; v++) {
 		saved->state[v] = vcpu_save_state(vcpus[v]);
 		vcpu_ioctl(vcpus[v], KVM_GET_LAPIC, &saved->lapic[v]);
+		/* Of an event that does not wait any longer. */
+		TEST_ASSERT(!has_apic_upcalls(v) ||
+			    is_requested(&saved->lapic[v], VCPU_UPCALL_VECTOR),
+			    "vCPU %d: an upcall by the local APIC was not saved", v);
 	}
 	vm_ioctl(vm, KVM_GET_CLOCK, &saved->clock);
 }

@@ -179,6 +179,10 @@ TEST_F(xen_poll, timeout)
 	ASSERT_EQ(finish(self->thread), 0)
 		TH_LOG("The poll did not time out");
 	expect_poll_returned(_metadata, self->vcpu);
+
+	/* Nor any less. */
+	vm_ioctl(self->vm, KVM_GET_CLOCK, &clock);
+	EXPECT_GE(clock.clock, timeout_ns);
 }
 
 TEST_F(xen_poll, memslots_change_meanwhile)

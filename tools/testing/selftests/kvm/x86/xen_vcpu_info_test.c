@@ -22,6 +22,7 @@
 
 #define POISON		0x5a
 #define MODE_ROUNDS	20000
+#define MODE_CHANGES	50
 
 FIXTURE(xen_vcpu_info) {
 	struct kvm_vcpu *vcpu;
@@ -110,6 +111,8 @@ TEST_F(xen_vcpu_info, every_offset_32)
 	sweep(_metadata, self->vcpu, self->shinfo, self->page, false);
 }
 
+static unsigned int mode_changes;
+
 static void *flip_mode(void *arg)
 {
 	struct kvm_vm *vm = arg;
@@ -117,10 +120,24 @@ static void *flip_mode(void *arg)
 
 	for (;;) {
 		xen_set_long_mode(vm, long_mode);
+		WRITE_ONCE(mode_changes, mode_changes + 1);
 		long_mode = !long_mode;
 		pthread_testcancel();
 	}
 	return NULL;
+}
+
+/* All of the page is zero but the given bytes, and the wall clock of either mode. */
+static bool only_changed_shinfo(u8 *shinfo, unsigned int first, unsigned int last)
+{
+	unsigned int i;
+
+	for (i = 0; i < PAGE_SIZE; i++) {
+		if (shinfo[i] && (i < first || i > last) && (i < 0x900 || i >= 0x928) &&
+		    (i < 0xc00 || i >= 0xc10))
+			return false;
+	}
+	return true;
 }
 
 /*
@@ -132,26 +149,39 @@ TEST_F(xen_vcpu_info, mode_changes)
 	struct kvm_irq_routing_xen_evtchn e = xen_evtchn(self->vcpu, 40 * 64);
 	struct xen_shared_info *shinfo = (void *)self->shinfo;
 	struct xen_vcpu_info *vi = (void *)self->page;
+	const unsigned int word = (u8 *)&shinfo->evtchn_pending[40] - self->shinfo;
 	unsigned int i, delivered = 0;
 	pthread_t thread;
 
+	memset(self->shinfo, 0, PAGE_SIZE);
+	memset(self->page, POISON, PAGE_SIZE);
+	memset(vi, 0, sizeof(*vi));
 	xen_set_vcpu_info(self->vcpu, INFO_PAGE_GPA);
 	TEST_ASSERT_EQ(pthread_create(&thread, NULL, flip_mode, self->vm), 0);
-	for (i = 0; i < MODE_ROUNDS; i++) {
+	for (i = 0; i < MODE_ROUNDS || READ_ONCE(mode_changes) < MODE_CHANGES; i++) {
+		bool sent = !__vm_ioctl(self->vm, KVM_XEN_HVM_EVTCHN_SEND, &e);
+
+		ASSERT_TRUE(sent || errno == EINVAL);
+		delivered += sent;
+		ASSERT_EQ(shinfo->evtchn_pending[40], sent);
+		ASSERT_EQ(vi->evtchn_pending_sel, sent ? BIT_ULL(40) : 0)
+			TH_LOG("After %u of %u events", delivered, i + 1);
+		ASSERT_EQ(vi->evtchn_upcall_pending, sent);
 		shinfo->evtchn_pending[40] = 0;
 		vi->evtchn_pending_sel = 0;
-		if (__vm_ioctl(self->vm, KVM_XEN_HVM_EVTCHN_SEND, &e)) {
-			ASSERT_EQ(errno, EINVAL);
-			continue;
+		vi->evtchn_upcall_pending = 0;
+		/* Seldom, as it takes longer than to send. */
+		if (i % 64 == 0) {
+			ASSERT_TRUE(only_changed(self->page, 0, sizeof(*vi) - 1));
+			ASSERT_TRUE(only_changed_shinfo(self->shinfo, word, word + 7));
 		}
-		delivered++;
-		ASSERT_EQ(vi->evtchn_pending_sel, BIT_ULL(40))
-			TH_LOG("After %u of %u events", delivered, i + 1);
 	}
 	pthread_cancel(thread);
 	pthread_join(thread, NULL);
-	TH_LOG("%u of %u events were sent in 64-bit mode", delivered, i);
+	TH_LOG("%u of %u events were sent in 64-bit mode, which changed %u times", delivered, i,
+	       mode_changes);
 	EXPECT_GT(delivered, 0);
+	EXPECT_GT(i, delivered);
 }
 
 int main(int argc, char *argv[])
