@@ -43,6 +43,19 @@ struct gpc_frames {
 	unsigned int nr_direct;
 };
 
+/* As it mostly is: the caller has got references to pages that follow one another. */
+static bool gpc_are_direct(const kvm_pfn_t *pfn, struct page *const *page, unsigned int nr)
+{
+	unsigned int i;
+
+	for (i = 0; i < nr; i++) {
+		if (!page[i] || PageHighMem(page[i]) || pfn[i] != pfn[0] + i)
+			return false;
+	}
+
+	return true;
+}
+
 static struct gpc_frames gpc_look_at_frames(const kvm_pfn_t *pfn, struct page *const *page,
 					    unsigned int nr)
 {
@@ -147,6 +160,25 @@ static int gpc_map_scattered(struct gpc_map *map, const kvm_pfn_t *pfn, unsigned
 	return 0;
 }
 
+static noinline int gpc_map_any(struct gpc_map *map, const kvm_pfn_t *pfn,
+				struct page *const *page, unsigned int nr)
+{
+	struct gpc_frames f = gpc_look_at_frames(pfn, page, nr);
+
+	if (!f.contiguous || (f.nr_ram && f.nr_direct != nr))
+		return gpc_map_scattered(map, pfn, nr, &f);
+
+	if (f.nr_ram) {
+		map->kind = GPC_MAP_DIRECT;
+		map->addr = page_address(pfn_to_page(pfn[0]));
+	} else {
+		map->kind = GPC_MAP_MEMREMAP;
+		map->addr = gpc_memremap(pfn[0], nr);
+	}
+
+	return 0;
+}
+
 /**
  * gpc_map() - map page frames
  * @map: where to put what gpc_unmap() needs; nothing may be mapped by it
@@ -162,7 +194,6 @@ static int gpc_map_scattered(struct gpc_map *map, const kvm_pfn_t *pfn, unsigned
 int gpc_map(struct gpc_map *map, const kvm_pfn_t *pfn, struct page *const *page,
 	    unsigned int nr)
 {
-	struct gpc_frames f;
 	unsigned int i;
 	int ret = 0;
 
@@ -173,16 +204,11 @@ int gpc_map(struct gpc_map *map, const kvm_pfn_t *pfn, struct page *const *page,
 	if (WARN_ON_ONCE(map->addr || !nr || nr > GPC_MAP_MAX))
 		return -EINVAL;
 
-	f = gpc_look_at_frames(pfn, page, nr);
-
-	if (f.contiguous && f.nr_direct == nr) {
+	if (likely(gpc_are_direct(pfn, page, nr))) {
 		map->kind = GPC_MAP_DIRECT;
-		map->addr = page_address(pfn_to_page(pfn[0]));
-	} else if (f.contiguous && !f.nr_ram) {
-		map->kind = GPC_MAP_MEMREMAP;
-		map->addr = gpc_memremap(pfn[0], nr);
+		map->addr = page_address(page[0]);
 	} else {
-		ret = gpc_map_scattered(map, pfn, nr, &f);
+		ret = gpc_map_any(map, pfn, page, nr);
 	}
 
 	if (ret)
