@@ -1302,6 +1302,17 @@ static void gpc_map_test_use_pages(struct kunit *test, bool scattered)
 		m->page[i] = pfn_to_page(m->pfn[i]);
 }
 
+/* Every other one is RAM that userspace has mapped as if it were a device's. */
+static void gpc_map_test_use_numbers(struct kunit *test, bool scattered)
+{
+	struct gpc_map_test *m = test->priv;
+	unsigned int i;
+
+	gpc_map_test_use_pages(test, scattered);
+	for (i = 1; i < GPC_MAP_MAX; i += 2)
+		m->page[i] = NULL;
+}
+
 static void gpc_map_test_use_memory(struct kunit *test, unsigned long where, bool scattered)
 {
 	struct gpc_map_test *m = test->priv;
@@ -1403,24 +1414,15 @@ static void gpc_map_test_scattered(struct kunit *test)
 	gpc_map_test_each_nr(test, GPC_MAP_DIRECT, GPC_MAP_VMAP);
 }
 
-/* Every other one is RAM that userspace has mapped as if it were a device's. */
 static void gpc_map_test_number_only(struct kunit *test)
 {
-	struct gpc_map_test *m = test->priv;
-
-	gpc_map_test_use_pages(test, false);
-	m->page[1] = NULL;
-	m->page[3] = NULL;
+	gpc_map_test_use_numbers(test, false);
 	gpc_map_test_each_nr(test, GPC_MAP_DIRECT, GPC_MAP_DIRECT);
 }
 
 static void gpc_map_test_scattered_number_only(struct kunit *test)
 {
-	struct gpc_map_test *m = test->priv;
-
-	gpc_map_test_use_pages(test, true);
-	m->page[1] = NULL;
-	m->page[3] = NULL;
+	gpc_map_test_use_numbers(test, true);
 	gpc_map_test_each_nr(test, GPC_MAP_DIRECT, GPC_MAP_VMAP_PFN);
 }
 
