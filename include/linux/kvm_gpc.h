@@ -198,7 +198,8 @@ static inline unsigned long kvm_gpc_len(struct gfn_to_pfn_cache *gpc)
  *	   -EINTR: a fatal signal is pending,
  *	   -ENOMEM: the area's pages cannot be mapped,
  *	   -EOPNOTSUPP: the area's pages cannot be mapped together, as only some
- *	   have a struct page, or as their memory types differ,
+ *	   have a struct page, or as they are scattered and their memory types
+ *	   differ,
  *	   -EIO: the caller has a bug, it does not use the VM's mm.
  */
 void *kvm_gpc_lock(struct gfn_to_pfn_cache *gpc);

@@ -701,6 +701,33 @@ static int gpc_publish_new(struct gpc_area *area)
 	return ret;
 }
 
+/*
+ * Put the references to the pages.  They are now tracked by the cache and can be
+ * safely migrated, swapped, etc... as the cache will invalidate any mappings in
+ * response to relevant mmu_notifier events, and what is invalid already is not
+ * published.
+ *
+ * KVM writes to the pages through the mapping, i.e. without the MMU setting any dirty
+ * bit, so mark them dirty.  Whoever cleans a page write-protects or unmaps it first,
+ * for which it takes the lock, and finds the page dirty then.  Of what is stale, a
+ * page may have been cleaned already: dirty again, it would not be written back, as
+ * its filesystem has not been told.
+ */
+static int gpc_release_dirty(struct gpc_area *area, struct page **page)
+{
+	unsigned int i;
+
+	guard(spinlock)(&area->gpc->kvm->gpc_lock);
+
+	if (area->stale)
+		return -EAGAIN;
+
+	for (i = 0; i < area->nr_pages; i++)
+		kvm_release_page_dirty(page[i]);
+
+	return 0;
+}
+
 /* Look the area up, map it and publish it.  Return -EAGAIN if that came too late. */
 static int gpc_try_refresh(struct gpc_area *area)
 {
@@ -717,28 +744,18 @@ static int gpc_try_refresh(struct gpc_area *area)
 	if (!ret)
 		ret = gpc_map_area(area, pfn, page);
 
-	/*
-	 * Put the references to the pages.  They are now tracked by the cache and
-	 * can be safely migrated, swapped, etc... as the cache will invalidate any
-	 * mappings in response to relevant mmu_notifier events, and what is invalid
-	 * already is not published.  That may wait for another refresh.
-	 *
-	 * KVM writes to the pages through the mapping, i.e. without the MMU
-	 * setting any dirty bit, so mark them dirty now.  They cannot become clean
-	 * while the cache is valid, as cleaning a page write-protects or unmaps it
-	 * first, which invalidates the cache.
-	 */
-	for (i = 0; i < area->nr_pages; i++) {
-		if (ret)
+	if (!ret)
+		ret = gpc_release_dirty(area, page);
+	if (ret) {
+		for (i = 0; i < area->nr_pages; i++)
 			kvm_release_page_unused(page[i]);
-		else
-			kvm_release_page_dirty(page[i]);
+		return ret;
 	}
 
-	if (ret)
-		return ret;
-
-	/* A new area is nobody's but the cache's then: whoever replaces it frees it. */
+	/*
+	 * That may wait for another refresh.  A new area is nobody's but the cache's
+	 * then: whoever replaces it frees it.
+	 */
 	return area == READ_ONCE(area->gpc->area) ? gpc_publish(area) : gpc_publish_new(area);
 }
 

@@ -189,7 +189,8 @@ static noinline int gpc_map_any(struct gpc_map *map, const kvm_pfn_t *pfn,
  * Return: 0 and @map->addr, or else
  *	   -ENOMEM: the frames cannot be mapped,
  *	   -EOPNOTSUPP: there is no way to map such frames together: only some of
- *	   them have a struct page, or their memory types differ.
+ *	   them have a struct page, or they are scattered and their memory types
+ *	   differ.
  */
 int gpc_map(struct gpc_map *map, const kvm_pfn_t *pfn, struct page *const *page,
 	    unsigned int nr)

@@ -295,6 +295,7 @@ int kvm_xen_set_shared_info(struct kvm *kvm, struct kvm_xen_hvm_attr *data)
 	int r;
 
 	scoped_guard(mutex, &kvm->arch.xen.xen_lock) {
+		kvm_xen_look_for_events(kvm);
 		r = kvm_xen_area_error(kvm_xen_activate_shared_info(kvm, data));
 		if (!r)
 			kvm_xen_write_wall_clock(kvm);
@@ -302,6 +303,9 @@ int kvm_xen_set_shared_info(struct kvm *kvm, struct kvm_xen_hvm_attr *data)
 
 	/* Even if a vCPU does not sleep: it may have tried just before. */
 	kvm_for_each_vcpu(i, vcpu, kvm) {
+		/* No event of one kernel is for the next one's shared_info. */
+		if (!kvm_gpc_is_active(&kvm->arch.xen.shinfo_cache))
+			kvm_xen_inject_deferred_events(vcpu);
 		if (kvm_xen_uses_default_vcpu_info(vcpu))
 			kvm_make_request(KVM_REQ_CLOCK_UPDATE, vcpu);
 		kvm_xen_wake_vcpu(vcpu);
@@ -853,13 +857,13 @@ static bool kvm_xen_set_sel(void *khva, u32 port, bool long_mode)
 
 		was_set = kvm_xen_test_and_set_sel((u32 *)&vi->evtchn_pending_sel, port / 64);
 		if (!was_set)
-			WRITE_ONCE(vi->evtchn_upcall_pending, 1);
+			smp_store_mb(vi->evtchn_upcall_pending, 1);	/* F, matches G */
 	} else {
 		struct compat_vcpu_info *vi = khva;
 
 		was_set = kvm_xen_test_and_set_sel(&vi->evtchn_pending_sel, port / 32);
 		if (!was_set)
-			WRITE_ONCE(vi->evtchn_upcall_pending, 1);
+			smp_store_mb(vi->evtchn_upcall_pending, 1);	/* F, matches G */
 	}
 
 	return was_set;
@@ -924,14 +928,23 @@ static int kvm_xen_set_port_and_sel(struct kvm_vcpu *vcpu, u32 port)
 	return rc;
 }
 
-static void kvm_xen_check_poller(struct kvm_vcpu *vcpu, int port)
+/* Whoever polls for the port, be it the port's vCPU or another one. */
+static void kvm_xen_wake_pollers(struct kvm *kvm, u32 port)
 {
-	int poll_evtchn = vcpu->arch.xen.poll_evtchn;
+	struct kvm_vcpu *vcpu;
+	unsigned int i;
+	int polled;
 
-	if ((poll_evtchn == port || poll_evtchn == -1) &&
-	    test_and_clear_bit(vcpu->vcpu_idx, vcpu->kvm->arch.xen.poll_mask)) {
-		kvm_make_request(KVM_REQ_UNBLOCK, vcpu);
-		kvm_vcpu_kick(vcpu);
+	/* Nobody, as a rule. */
+	if (likely(!atomic_read(&kvm->arch.xen.nr_pollers)))
+		return;
+
+	for_each_set_bit(i, kvm->arch.xen.poll_mask, atomic_read(&kvm->online_vcpus)) {
+		vcpu = kvm_get_vcpu(kvm, i);
+		polled = READ_ONCE(vcpu->arch.xen.poll_evtchn);
+		if ((polled == port || polled == -1) &&
+		    test_and_clear_bit(i, kvm->arch.xen.poll_mask))
+			kvm_make_request_and_kick(KVM_REQ_UNBLOCK, vcpu);
 	}
 }
 
@@ -956,7 +969,7 @@ int kvm_xen_raise_port(struct kvm_vcpu *vcpu, u32 port)
 	int rc = kvm_xen_set_port_and_sel(vcpu, port);
 
 	if (rc == -ENOTCONN || rc > KVM_XEN_PENDING) {
-		kvm_xen_check_poller(vcpu, port);
+		kvm_xen_wake_pollers(vcpu->kvm, port);
 		kvm_xen_tell(vcpu, rc);
 	}
 

@@ -5,13 +5,17 @@
  * to a new area leaves the old one alone.
  */
 #include <fcntl.h>
+#include <linux/loop.h>
 #include <linux/mempolicy.h>
 #include <linux/sizes.h>
+#include <pthread.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 
 #include "test_util.h"
 #include "kvm_test_harness.h"
+#include "uffd_page.h"
 #include "xen.h"
 
 /* Two memslots that follow one another for the guest, but not for the VMM. */
@@ -28,6 +32,10 @@
 /* A huge page. */
 #define HUGE_GPA	align_up(END_GPA, SZ_2M)
 #define HUGE_SLOT	13
+
+/* A page of a file, and one that is missing. */
+#define FILE_GPA	(BARE_GPA + SZ_2M)
+#define FILE_SLOT	14
 
 #define LEN_32		44
 #define LEN_64		48
@@ -544,6 +552,76 @@ TEST_F(gpc_pages, memory_offline)
 	EXPECT_EQ(set_block_state(block, "online"), 0);
 	set_current(self->vcpu, RUNSTATE_blocked);
 	EXPECT_EQ(state_at(self->vm, GPA2), RUNSTATE_blocked);
+}
+
+/* A block device, of which what is written back is seen in a file.  -1 if there is none. */
+static int open_loop(int file)
+{
+	struct loop_config config = { .fd = file, .info.lo_flags = LO_FLAGS_AUTOCLEAR };
+	int control, nr, dev;
+	char path[32];
+
+	control = open("/dev/loop-control", O_RDWR);
+	if (control < 0)
+		return -1;
+
+	nr = ioctl(control, LOOP_CTL_GET_FREE);
+	TEST_ASSERT(nr >= 0, "LOOP_CTL_GET_FREE: %s", strerror(errno));
+	close(control);
+	snprintf(path, sizeof(path), "/dev/loop%d", nr);
+	dev = open(path, O_RDWR);
+	TEST_ASSERT(dev >= 0, "open(%s): %s", path, strerror(errno));
+	TEST_ASSERT_EQ(ioctl(dev, LOOP_CONFIGURE, &config), 0);
+	return dev;
+}
+
+static void *set_runstate_at_file(void *vcpu)
+{
+	return (void *)(long)set_runstate_addr(vcpu, FILE_GPA + PAGE_SIZE - MARGIN);
+}
+
+/*
+ * While KVM waits for the second page of an area, the first one, which it has found
+ * already, is written back.  What is written to that page later, is, too.
+ */
+TEST_F(gpc_pages, written_back_meanwhile)
+{
+	int file, dev, uffd;
+	pthread_t thread;
+	void *result;
+	u8 *mem, byte;
+
+	file = kvm_memfd_alloc(SZ_1M, false);
+	dev = open_loop(file);
+	if (dev < 0)
+		SKIP(return, "There are no loop devices");
+
+	mem = kvm_mmap(2 * PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+	TEST_ASSERT(mmap(mem, PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, dev, 0) !=
+		    MAP_FAILED, "mmap(): %s", strerror(errno));
+	vm_set_user_memory_region(self->vm, FILE_SLOT, 0, FILE_GPA, 2 * PAGE_SIZE, mem);
+	uffd = uffd_page_take(mem + PAGE_SIZE);
+	WRITE_ONCE(mem[0], 1);
+
+	TEST_ASSERT_EQ(pthread_create(&thread, NULL, set_runstate_at_file, self->vcpu), 0);
+	uffd_page_await(uffd, mem + PAGE_SIZE);
+	TEST_ASSERT_EQ(fsync(dev), 0);
+	TEST_ASSERT_EQ(pread(file, &byte, 1, 0), 1);
+	EXPECT_EQ(byte, 1);
+
+	uffd_page_bring(uffd, mem + PAGE_SIZE);
+	pthread_join(thread, &result);
+	EXPECT_EQ((long)result, 0);
+
+	WRITE_ONCE(mem[0], 2);
+	TEST_ASSERT_EQ(fsync(dev), 0);
+	TEST_ASSERT_EQ(pread(file, &byte, 1, 0), 1);
+	EXPECT_EQ(byte, 2)
+		TH_LOG("The page is dirty, and its block device was not told");
+
+	close(uffd);
+	close(dev);
+	close(file);
 }
 
 TEST_F(gpc_pages, dirty_log)

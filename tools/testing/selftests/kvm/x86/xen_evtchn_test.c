@@ -9,17 +9,14 @@
  * does not WARN, and an event that is deferred is there once the vCPU gets its
  * vcpu_info.
  */
-#include <linux/userfaultfd.h>
-#include <fcntl.h>
 #include <pthread.h>
 #include <sys/eventfd.h>
-#include <sys/ioctl.h>
 #include <sys/mman.h>
-#include <sys/syscall.h>
 
 #include "test_util.h"
 #include "kvm_test_harness.h"
 #include "apic.h"
+#include "uffd_page.h"
 #include "xen.h"
 
 #define XEN_REGION_GPA		0xc0000000ULL
@@ -29,6 +26,7 @@
 
 #define EVTCHN_PORT		66
 #define EVTCHN_GSI		32
+#define OTHER_PORT		200
 #define UPCALL_VECTOR		0x30
 
 /* On a single CPU, a round takes some time slices, and hardly anything can race. */
@@ -72,6 +70,19 @@ static void guest_apic_upcall(struct ex_regs *regs)
 static void guest_enable_apic(void)
 {
 	x2apic_enable();
+	sti_nop();
+	xen_guest_idle();
+}
+
+static void guest_xapic_upcall(struct ex_regs *regs)
+{
+	guest_upcall(regs);
+	xapic_write_reg(APIC_EOI, 0);
+}
+
+static void guest_enable_xapic(void)
+{
+	xapic_enable();
 	sti_nop();
 	xen_guest_idle();
 }
@@ -124,6 +135,45 @@ static bool event_is_pending(struct kvm_vm *vm)
 	return xen_is_pending(addr_gpa2hva(vm, SHINFO_GPA), EVTCHN_PORT);
 }
 
+static void set_reach(struct kvm_vm *vm, u64 gpa, bool in_reach)
+{
+	TEST_ASSERT_EQ(mprotect(addr_gpa2hva(vm, gpa), PAGE_SIZE,
+				in_reach ? PROT_READ | PROT_WRITE : PROT_NONE), 0);
+}
+
+/*
+ * The VMM keeps hypercalls to itself.  This comes first, as it says less while, or soon
+ * after, any VM on the host has them intercepted.
+ */
+TEST(events_without_hypercalls)
+{
+	struct xen_vcpu_info *vi;
+	struct kvm_vcpu *vcpu;
+	struct kvm_vm *vm;
+
+	vm = vm_create_with_one_vcpu(&vcpu, xen_guest_idle);
+	vm_userspace_mem_region_add(vm, VM_MEM_SRC_ANONYMOUS, XEN_REGION_GPA, XEN_REGION_SLOT,
+				    2, 0);
+	vi = addr_gpa2hva(vm, VCPU_INFO_GPA);
+	xen_set_long_mode(vm, true);
+	xen_set_shared_info(vm, SHINFO_GPA);
+	xen_set_vcpu_info(vcpu, VCPU_INFO_GPA);
+
+	set_reach(vm, VCPU_INFO_GPA, false);
+	xen_evtchn_send(vcpu, EVTCHN_PORT);
+	set_reach(vm, VCPU_INFO_GPA, true);
+	vcpu_run(vcpu);
+	EXPECT_EQ(vi->evtchn_upcall_pending, 1);
+	EXPECT_EQ(vi->evtchn_pending_sel, BIT_ULL(EVTCHN_PORT / 64));
+
+	set_reach(vm, SHINFO_GPA, false);
+	xen_set_timer(vcpu, OTHER_PORT, 1);
+	set_reach(vm, SHINFO_GPA, true);
+	vcpu_run(vcpu);
+	EXPECT_TRUE(xen_is_pending(addr_gpa2hva(vm, SHINFO_GPA), OTHER_PORT));
+	kvm_vm_free(vm);
+}
+
 FIXTURE(xen_evtchn) {
 	struct kvm_vcpu *vcpu;
 	struct kvm_vm *vm;
@@ -173,34 +223,41 @@ TEST_F(xen_evtchn, irqfd_without_shared_info)
 	close(fd);
 }
 
-/* Whoever wants the page waits until it is answered. */
-static int keep_page_away(void *page)
+TEST_F(xen_evtchn, line_without_shared_info)
 {
-	struct uffdio_register reg = {
-		.range = { .start = (unsigned long)page, .len = PAGE_SIZE },
-		.mode = UFFDIO_REGISTER_MODE_MISSING,
-	};
-	struct uffdio_api api = { .api = UFFD_API };
-	int uffd = syscall(__NR_userfaultfd, O_CLOEXEC);
+	struct kvm_irq_level line = { .irq = EVTCHN_GSI, .level = 1 };
+	int fd = xen_irqfd(self->vcpu, EVTCHN_GSI, EVTCHN_PORT);
 
-	TEST_ASSERT(uffd >= 0, "userfaultfd(): %s", strerror(errno));
-	TEST_ASSERT_EQ(ioctl(uffd, UFFDIO_API, &api), 0);
-	TEST_ASSERT_EQ(ioctl(uffd, UFFDIO_REGISTER, &reg), 0);
-	TEST_ASSERT_EQ(madvise(page, PAGE_SIZE, MADV_DONTNEED), 0);
-	return uffd;
+	vm_ioctl(self->vm, KVM_IRQ_LINE_STATUS, &line);
+	EXPECT_EQ(line.status, -1);
+
+	/* Nothing waits for a shared_info that may come. */
+	xen_set_shared_info(self->vm, SHINFO_GPA);
+	vcpu_run(self->vcpu);
+	EXPECT_FALSE(event_is_pending(self->vm));
+	close(fd);
 }
 
-static void answer(int uffd, void *page)
+/* What one kernel was to be told of, the next one is not. */
+TEST_F(xen_evtchn, line_before_reset)
 {
-	struct uffdio_zeropage zero = {
-		.range = { .start = (unsigned long)page, .len = PAGE_SIZE },
+	struct kvm_xen_hvm_attr none = {
+		.type = KVM_XEN_ATTR_TYPE_SHARED_INFO,
+		.u.shared_info.gfn = KVM_XEN_INVALID_GFN,
 	};
-	struct uffd_msg msg;
+	struct kvm_irq_level line = { .irq = EVTCHN_GSI, .level = 1 };
+	int fd = xen_irqfd(self->vcpu, EVTCHN_GSI, EVTCHN_PORT);
 
-	TEST_ASSERT_EQ(read(uffd, &msg, sizeof(msg)), sizeof(msg));
-	TEST_ASSERT_EQ(msg.event, UFFD_EVENT_PAGEFAULT);
-	TEST_ASSERT_EQ(msg.arg.pagefault.address & ~(PAGE_SIZE - 1ull), (unsigned long)page);
-	TEST_ASSERT_EQ(ioctl(uffd, UFFDIO_ZEROPAGE, &zero), 0);
+	xen_set_shared_info(self->vm, SHINFO_GPA);
+	set_reach(self->vm, SHINFO_GPA, false);
+	vm_ioctl(self->vm, KVM_IRQ_LINE, &line);
+
+	vm_ioctl(self->vm, KVM_XEN_HVM_SET_ATTR, &none);
+	set_reach(self->vm, SHINFO_GPA, true);
+	xen_set_shared_info(self->vm, SHINFO_GPA);
+	vcpu_run(self->vcpu);
+	EXPECT_FALSE(event_is_pending(self->vm));
+	close(fd);
 }
 
 struct irqfd {
@@ -234,7 +291,7 @@ TEST_F(xen_evtchn, irqfd_without_page)
 	int uffd;
 
 	xen_set_shared_info(self->vm, SHINFO_GPA);
-	uffd = keep_page_away(shinfo);
+	uffd = uffd_page_take(shinfo);
 	TEST_ASSERT_EQ(eventfd_write(irqfd.fd, 1), 0);
 
 	/* This waits for whoever delivers the event, and so do other VMs that do it. */
@@ -245,7 +302,8 @@ TEST_F(xen_evtchn, irqfd_without_page)
 	EXPECT_TRUE(in_time)
 		TH_LOG("The irqfd waits for shared_info");
 	if (!in_time) {
-		answer(uffd, shinfo);
+		uffd_page_await(uffd, shinfo);
+		uffd_page_bring(uffd, shinfo);
 		pthread_join(thread, NULL);
 		EXPECT_TRUE(event_is_pending(self->vm));
 		close(uffd);
@@ -253,7 +311,8 @@ TEST_F(xen_evtchn, irqfd_without_page)
 	}
 
 	TEST_ASSERT_EQ(pthread_create(&thread, NULL, run_to_exit, self->vcpu), 0);
-	answer(uffd, shinfo);
+	uffd_page_await(uffd, shinfo);
+	uffd_page_bring(uffd, shinfo);
 	pthread_join(thread, NULL);
 	EXPECT_TRUE(event_is_pending(self->vm));
 	close(uffd);
@@ -266,6 +325,55 @@ TEST_F(xen_evtchn, timer_without_shared_info)
 	xen_set_timer(self->vcpu, EVTCHN_PORT, 1);
 	vcpu_run(self->vcpu);
 	TEST_ASSERT_KVM_EXIT_REASON(self->vcpu, KVM_EXIT_IO);
+}
+
+static u64 guest_clock(struct kvm_vm *vm)
+{
+	struct kvm_clock_data data;
+
+	vm_ioctl(vm, KVM_GET_CLOCK, &data);
+	return data.clock;
+}
+
+static u64 timer_expires(struct kvm_vcpu *vcpu)
+{
+	struct kvm_xen_vcpu_attr attr = { .type = KVM_XEN_VCPU_ATTR_TYPE_TIMER };
+
+	vcpu_ioctl(vcpu, KVM_XEN_VCPU_GET_ATTR, &attr);
+	return attr.u.timer.expires_ns;
+}
+
+/* Wait until a timer of another vCPU has expired that is due at WHEN. */
+static void wait_for_clock(struct kvm_vm *vm, u64 when)
+{
+	struct kvm_vcpu *vcpu = vm_vcpu_add(vm, 1, xen_guest_idle);
+
+	xen_set_timer(vcpu, OTHER_PORT, when);
+	while (!xen_is_pending(addr_gpa2hva(vm, SHINFO_GPA), OTHER_PORT))
+		sched_yield();
+}
+
+/* An event that waits is one event, also if the timer was set for later before. */
+TEST_F(xen_evtchn, timer_read_while_pending)
+{
+	struct xen_shared_info *shinfo = addr_gpa2hva(self->vm, SHINFO_GPA);
+	u64 later = guest_clock(self->vm) + 300000000;
+
+	xen_set_shared_info(self->vm, SHINFO_GPA);
+	xen_set_timer(self->vcpu, EVTCHN_PORT, later);
+	set_reach(self->vm, SHINFO_GPA, false);
+	xen_set_timer(self->vcpu, EVTCHN_PORT, 1);
+	EXPECT_EQ(timer_expires(self->vcpu), 1);
+	set_reach(self->vm, SHINFO_GPA, true);
+	EXPECT_LT(guest_clock(self->vm), later);
+
+	vcpu_run(self->vcpu);
+	EXPECT_TRUE(event_is_pending(self->vm));
+	EXPECT_EQ(timer_expires(self->vcpu), 0);
+
+	shinfo->evtchn_pending[EVTCHN_PORT / 64] = 0;
+	wait_for_clock(self->vm, later + 10000000);
+	EXPECT_FALSE(event_is_pending(self->vm));
 }
 
 TEST_F(xen_evtchn, hypercall_without_shared_info)
@@ -362,12 +470,18 @@ TEST_F(xen_evtchn, taken_back)
 	pthread_join(thread, NULL);
 }
 
-TEST_F(xen_evtchn, pending_without_vector)
+static void set_vcpu_vector(struct kvm_vcpu *vcpu)
 {
 	struct kvm_xen_vcpu_attr attr = {
 		.type = KVM_XEN_VCPU_ATTR_TYPE_UPCALL_VECTOR,
 		.u.vector = UPCALL_VECTOR,
 	};
+
+	vcpu_ioctl(vcpu, KVM_XEN_VCPU_SET_ATTR, &attr);
+}
+
+TEST_F(xen_evtchn, pending_without_vector)
+{
 	u64 *upcalls = addr_gva2hva(self->vm, (gva_t)&nr_upcalls);
 
 	set_guest(self->vcpu, guest_enable_apic, guest_apic_upcall);
@@ -380,10 +494,53 @@ TEST_F(xen_evtchn, pending_without_vector)
 	EXPECT_EQ(*upcalls, 0);
 
 	/* ... and the vector tells as soon as it is set. */
-	vcpu_ioctl(self->vcpu, KVM_XEN_VCPU_SET_ATTR, &attr);
+	set_vcpu_vector(self->vcpu);
 	vcpu_run(self->vcpu);
 	TEST_ASSERT_KVM_EXIT_REASON(self->vcpu, KVM_EXIT_IO);
 	EXPECT_EQ(*upcalls, 1);
+}
+
+/* The event waits for the local APIC, which nobody else knows until it is enabled. */
+TEST_F(xen_evtchn, pending_without_apic)
+{
+	u64 *upcalls = addr_gva2hva(self->vm, (gva_t)&nr_upcalls);
+
+	virt_pg_map(self->vm, APIC_DEFAULT_GPA, APIC_DEFAULT_GPA);
+	set_guest(self->vcpu, guest_enable_xapic, guest_xapic_upcall);
+	xen_set_shared_info(self->vm, SHINFO_GPA);
+	set_vcpu_vector(self->vcpu);
+
+	xen_evtchn_send(self->vcpu, EVTCHN_PORT);
+	vcpu_run(self->vcpu);
+	TEST_ASSERT_KVM_EXIT_REASON(self->vcpu, KVM_EXIT_IO);
+	EXPECT_EQ(*upcalls, 1);
+}
+
+static bool vector_is_requested(struct kvm_vcpu *vcpu)
+{
+	struct kvm_lapic_state lapic;
+
+	vcpu_ioctl(vcpu, KVM_GET_LAPIC, &lapic);
+	return *(u32 *)(lapic.regs + APIC_IRR + UPCALL_VECTOR / 32 * 0x10) &
+	       BIT(UPCALL_VECTOR % 32);
+}
+
+/* As a local APIC's ID, that of this vCPU means all of them. */
+TEST_F(xen_evtchn, vector_of_vcpu_255)
+{
+	struct kvm_vcpu *vcpu = vm_vcpu_add(self->vm, 255, guest_enable_xapic);
+
+	virt_pg_map(self->vm, APIC_DEFAULT_GPA, APIC_DEFAULT_GPA);
+	vcpu_arch_set_entry_point(self->vcpu, guest_enable_xapic);
+	vcpu_run(self->vcpu);
+	vcpu_run(vcpu);
+	xen_set_shared_info(self->vm, SHINFO_GPA);
+	xen_set_vcpu_info(vcpu, VCPU_INFO_GPA);
+	set_vcpu_vector(vcpu);
+
+	xen_evtchn_send(vcpu, EVTCHN_PORT);
+	EXPECT_TRUE(vector_is_requested(vcpu));
+	EXPECT_FALSE(vector_is_requested(self->vcpu));
 }
 
 TEST_F(xen_evtchn, pending_without_vm_vector)

@@ -12,6 +12,7 @@
 
 #include "test_util.h"
 #include "kvm_test_harness.h"
+#include "apic.h"
 #include "xen.h"
 
 #define XEN_REGION_GPA	0xc0000000ULL
@@ -23,6 +24,11 @@
 
 #define PORT		66
 
+/* Of the local APIC's timer, which counts ns. */
+#define TIMER_VECTOR	0x50
+#define TIMER_COUNT	300000000
+#define TIMER_DIV_1	0xb
+
 /* What takes that long does not end any more. */
 #define LIMIT_SECONDS	20
 
@@ -32,6 +38,21 @@ static void guest_poll(void)
 {
 	GUEST_SYNC(xen_guest_poll(PORT, timeout_ns));
 	GUEST_DONE();
+}
+
+static void guest_apic_timer(struct ex_regs *regs)
+{
+	x2apic_write_reg(APIC_EOI, 0);
+}
+
+static void guest_poll_with_timer(void)
+{
+	x2apic_enable();
+	x2apic_write_reg(APIC_TDCR, TIMER_DIV_1);
+	x2apic_write_reg(APIC_LVTT, TIMER_VECTOR);
+	x2apic_write_reg(APIC_TMICT, TIMER_COUNT);
+	sti();
+	guest_poll();
 }
 
 static bool join_in_time(pthread_t thread, void **result)
@@ -164,6 +185,29 @@ TEST_F(xen_poll, not_masked_upcall_vector)
 	xen_evtchn_send(self->vcpu, PORT);
 	ASSERT_EQ(finish(self->thread), 0)
 		TH_LOG("The event did not end the poll");
+	expect_poll_returned(_metadata, self->vcpu);
+}
+
+/* The port is another vCPU's. */
+TEST_F(xen_poll, not_its_own)
+{
+	struct kvm_vcpu *other = vm_vcpu_add(self->vm, 1, guest_poll);
+
+	start_and_block(self->vcpu, &self->thread);
+	xen_evtchn_send(other, PORT);
+	ASSERT_EQ(finish(self->thread), 0)
+		TH_LOG("The event did not end the poll");
+	expect_poll_returned(_metadata, self->vcpu);
+}
+
+/* The guest takes interrupts, and only one of its own timer's comes. */
+TEST_F(xen_poll, interrupt)
+{
+	vm_install_exception_handler(self->vm, TIMER_VECTOR, guest_apic_timer);
+	vcpu_arch_set_entry_point(self->vcpu, guest_poll_with_timer);
+	start_and_block(self->vcpu, &self->thread);
+	ASSERT_EQ(finish(self->thread), 0)
+		TH_LOG("The interrupt did not end the poll");
 	expect_poll_returned(_metadata, self->vcpu);
 }
 
