@@ -320,8 +320,17 @@ class Base(Sandbox):
 class Kernel(Sandbox):
     """olddefconfig drops what nobody defines; a stub stands for the build."""
 
-    def stub_build(self, linux, config):
-        write(os.path.join(linux, 'Makefile'), 'tinyconfig olddefconfig:\n\ttouch $(KCONFIG_CONFIG)\nbzImage:\n')
+    BUILD = '''\
+tinyconfig olddefconfig:
+	touch $(KCONFIG_CONFIG)
+bzImage:
+	mkdir -p $(O)/arch/x86/boot/compressed
+	echo built > $(O)/arch/x86/boot/compressed/vmlinux.bin.gz
+	echo setup %s > $(O)/arch/x86/boot/bzImage
+'''
+
+    def stub_build(self, linux, config, image='built'):
+        write(os.path.join(linux, 'Makefile'), self.BUILD % image)
         write(os.path.join(linux, 'tools/testing/selftests/kvm/config'), '')
         write(os.path.join(linux, 'scripts/kconfig/merge_config.sh'), '#!/bin/sh\n')
         os.chmod(os.path.join(linux, 'scripts/kconfig/merge_config.sh'), 0o755)
@@ -331,6 +340,13 @@ class Kernel(Sandbox):
         self.ok('harness/tree')
         self.stub_build(os.path.join(self.top, 'build/linux'), 'CONFIG_PLANTED=y\n')
         self.fails('harness/kernel', 'series', 'default', says=['dropped', 'CONFIG_PLANTED=y'])
+
+    def test_image_of_another_build_is_an_error(self):
+        self.ok('harness/tree', 'base')
+        self.stub_build(os.path.join(self.top, 'build/base/linux'), '', image='built')
+        self.ok('harness/kernel', 'base', 'default')
+        self.stub_build(os.path.join(self.top, 'build/base/linux'), '', image='other')
+        self.fails('harness/kernel', 'base', 'default', says='does not hold the kernel that was built')
 
     def test_option_of_the_series(self):
         """One that a patch adds may be missing before that patch, but not after it."""
