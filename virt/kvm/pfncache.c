@@ -656,9 +656,10 @@ static void gpc_retire(struct gpc_area *area)
  * Let users get at @area, which is mapped, unless it was invalidated since its
  * pages were looked up.  They do not get at any other area of the cache then.
  */
-static int gpc_publish(struct gpc_area *area)
+static int gpc_publish(struct gpc_area *area, struct page **page)
 {
 	struct gfn_to_pfn_cache *gpc = area->gpc;
+	unsigned int i;
 
 	lockdep_assert_held(&gpc->refresh_lock);
 
@@ -666,6 +667,18 @@ static int gpc_publish(struct gpc_area *area)
 
 	if (area->stale)
 		return -EAGAIN;
+
+	/*
+	 * KVM writes to the pages through the mapping, i.e. without the MMU setting
+	 * any dirty bit, so mark them dirty.  What is not stale is userspace's still,
+	 * and so are the pages.  Whoever cleans one write-protects or unmaps it first,
+	 * for which it takes the lock, and finds it dirty then; marked any later, it
+	 * would be dirty without its filesystem having been told.
+	 */
+	for (i = 0; i < area->nr_pages; i++) {
+		if (page[i])
+			kvm_set_page_dirty(page[i]);
+	}
 
 	if (gpc->area != area) {
 		if (gpc->area)
@@ -682,7 +695,7 @@ static int gpc_publish(struct gpc_area *area)
 }
 
 /* The same for an area that users have not got at yet.  No refresh uses the old one. */
-static int gpc_publish_new(struct gpc_area *area)
+static int gpc_publish_new(struct gpc_area *area, struct page **page)
 {
 	struct gfn_to_pfn_cache *gpc = area->gpc;
 	struct gpc_area *old;
@@ -692,40 +705,13 @@ static int gpc_publish_new(struct gpc_area *area)
 		return -EINTR;
 
 	old = gpc->area;
-	ret = gpc_publish(area);
+	ret = gpc_publish(area, page);
 	mutex_unlock(&gpc->refresh_lock);
 
 	if (!ret && old)
 		gpc_free_area(old);
 
 	return ret;
-}
-
-/*
- * Put the references to the pages.  They are now tracked by the cache and can be
- * safely migrated, swapped, etc... as the cache will invalidate any mappings in
- * response to relevant mmu_notifier events, and what is invalid already is not
- * published.
- *
- * KVM writes to the pages through the mapping, i.e. without the MMU setting any dirty
- * bit, so mark them dirty.  Whoever cleans a page write-protects or unmaps it first,
- * for which it takes the lock, and finds the page dirty then.  Of what is stale, a
- * page may have been cleaned already: dirty again, it would not be written back, as
- * its filesystem has not been told.
- */
-static int gpc_release_dirty(struct gpc_area *area, struct page **page)
-{
-	unsigned int i;
-
-	guard(spinlock)(&area->gpc->kvm->gpc_lock);
-
-	if (area->stale)
-		return -EAGAIN;
-
-	for (i = 0; i < area->nr_pages; i++)
-		kvm_release_page_dirty(page[i]);
-
-	return 0;
 }
 
 /* Look the area up, map it and publish it.  Return -EAGAIN if that came too late. */
@@ -744,19 +730,24 @@ static int gpc_try_refresh(struct gpc_area *area)
 	if (!ret)
 		ret = gpc_map_area(area, pfn, page);
 
-	if (!ret)
-		ret = gpc_release_dirty(area, page);
+	/*
+	 * Put the references to the pages.  They are now tracked by the cache and
+	 * can be safely migrated, swapped, etc... as the cache will invalidate any
+	 * mappings in response to relevant mmu_notifier events, and what is invalid
+	 * already is not published.  That may wait for another refresh.
+	 */
 	if (ret) {
 		for (i = 0; i < area->nr_pages; i++)
 			kvm_release_page_unused(page[i]);
 		return ret;
 	}
 
-	/*
-	 * That may wait for another refresh.  A new area is nobody's but the cache's
-	 * then: whoever replaces it frees it.
-	 */
-	return area == READ_ONCE(area->gpc->area) ? gpc_publish(area) : gpc_publish_new(area);
+	for (i = 0; i < area->nr_pages; i++)
+		kvm_release_page_clean(page[i]);
+
+	/* A new area is nobody's but the cache's then: whoever replaces it frees it. */
+	return area == READ_ONCE(area->gpc->area) ? gpc_publish(area, page) :
+						    gpc_publish_new(area, page);
 }
 
 static int gpc_refresh_area(struct gpc_area *area)

@@ -928,16 +928,12 @@ static int kvm_xen_set_port_and_sel(struct kvm_vcpu *vcpu, u32 port)
 	return rc;
 }
 
-/* Whoever polls for the port, be it the port's vCPU or another one. */
-static void kvm_xen_wake_pollers(struct kvm *kvm, u32 port)
+/* Rarely, so not in line. */
+static noinline void __kvm_xen_wake_pollers(struct kvm *kvm, u32 port)
 {
 	struct kvm_vcpu *vcpu;
 	unsigned int i;
 	int polled;
-
-	/* Nobody, as a rule. */
-	if (likely(!atomic_read(&kvm->arch.xen.nr_pollers)))
-		return;
 
 	for_each_set_bit(i, kvm->arch.xen.poll_mask, atomic_read(&kvm->online_vcpus)) {
 		vcpu = kvm_get_vcpu(kvm, i);
@@ -946,6 +942,13 @@ static void kvm_xen_wake_pollers(struct kvm *kvm, u32 port)
 		    test_and_clear_bit(i, kvm->arch.xen.poll_mask))
 			kvm_make_request_and_kick(KVM_REQ_UNBLOCK, vcpu);
 	}
+}
+
+/* Whoever polls for the port, be it the port's vCPU or another one. */
+static void kvm_xen_wake_pollers(struct kvm *kvm, u32 port)
+{
+	if (unlikely(atomic_read(&kvm->arch.xen.nr_pollers)))
+		__kvm_xen_wake_pollers(kvm, port);
 }
 
 static void kvm_xen_tell(struct kvm_vcpu *vcpu, int raised)
