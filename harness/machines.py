@@ -280,7 +280,8 @@ def choose(kind):
     if kind == 'amd':
         return Tcg('amd-tcg', 2, 2)
     # For what contends, and not for tests: with two host threads, a VMRUN now and then
-    # goes on without nested paging (HF2_NPT_MASK), and the guest shuts down.
+    # goes on without nested paging (HF2_NPT_MASK), and the guest shuts down, or a vCPU
+    # hangs: on the base, too, and with no cache in use.
     if kind == 'amd-mt':
         return Tcg('amd-mt', 2, 0, 'multi')
     if kind == 'intel':
