@@ -295,6 +295,7 @@ int kvm_xen_set_shared_info(struct kvm *kvm, struct kvm_xen_hvm_attr *data)
 	int r;
 
 	scoped_guard(mutex, &kvm->arch.xen.xen_lock) {
+		/* Before events have a place, so that none waits unseen. */
 		kvm_xen_look_for_events(kvm);
 		r = kvm_xen_area_error(kvm_xen_activate_shared_info(kvm, data));
 		if (!r)
@@ -841,7 +842,7 @@ static int kvm_xen_set_port(void *khva, u32 port, bool long_mode)
 		mask_bits = (unsigned long *)&shinfo->evtchn_mask;
 	}
 
-	if (test_and_set_bit(port, pending_bits))	/* D, matches E */
+	if (test_and_set_bit(port, pending_bits))	/* D and I, match E and H */
 		return 0; /* It was already raised */
 
 	return test_bit(port, mask_bits) ? -ENOTCONN : 1;
@@ -953,7 +954,7 @@ static void kvm_xen_wake_pollers(struct kvm *kvm, u32 port)
 
 static void kvm_xen_tell(struct kvm_vcpu *vcpu, int raised)
 {
-	/* For the per-vCPU lapic vector, deliver it as MSI. */
+	/* The per-vCPU vector goes to the local APIC. */
 	if (raised == KVM_XEN_TELL_GUEST && vcpu->arch.xen.upcall_vector)
 		kvm_xen_inject_vcpu_vector(vcpu);
 	else if (raised >= KVM_XEN_TELL_VCPU)
