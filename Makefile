@@ -7,7 +7,7 @@ export KERNEL MIRROR FORCE
 
 # The plans of the test command, MACHINE:KERNEL:SUITE.
 CHECK := amd:debug:core-amd amd:default:kvm amd:default:xen intel:default:intel amd:debug:xen-few
-LONG  := amd:default:slow amd:debug:xen intel:debug:core-intel-debug \
+LONG  := amd:default:slow amd:default:xen-slow amd:debug:xen intel:debug:core-intel-debug \
 	 amd:rt:xen amd:rt:core-amd amd:kcsan:core-amd
 PLANS ?= $(CHECK)
 RUNFLAGS = $(if $(FILTER),--filter '$(FILTER)') $(if $(V),-v) $(if $(JUNIT),--junit '$(JUNIT)') \
