@@ -946,7 +946,7 @@ static noinline void __kvm_xen_wake_pollers(struct kvm *kvm, u32 port)
 }
 
 /* Whoever polls for the port, be it the port's vCPU or another one. */
-static void kvm_xen_wake_pollers(struct kvm *kvm, u32 port)
+void kvm_xen_wake_pollers(struct kvm *kvm, u32 port)
 {
 	if (unlikely(atomic_read(&kvm->arch.xen.nr_pollers)))
 		__kvm_xen_wake_pollers(kvm, port);

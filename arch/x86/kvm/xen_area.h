@@ -26,6 +26,7 @@ u32 kvm_xen_nr_ports(struct kvm *kvm);
 int kvm_xen_wait_shared_info(struct kvm *kvm);
 bool kvm_xen_area_is_gone(struct kvm *kvm, struct gfn_to_pfn_cache *gpc);
 bool kvm_xen_any_pending(struct kvm *kvm, const evtchn_port_t *ports, int nr_ports);
+void kvm_xen_wake_pollers(struct kvm *kvm, u32 port);
 int kvm_xen_raise_port(struct kvm_vcpu *vcpu, u32 port);
 bool kvm_xen_set_pending_sels(struct kvm_vcpu *v);
 int kvm_xen_get_guest_pvclock(struct kvm_vcpu *vcpu,

@@ -238,6 +238,20 @@ TEST_F(xen_evtchn, line_without_shared_info)
 	close(fd);
 }
 
+/* What waits for nobody but the VMM's own thread may take its time. */
+TEST_F(xen_evtchn, line_without_page)
+{
+	struct kvm_irq_level line = { .irq = EVTCHN_GSI, .level = 1 };
+	int fd = xen_irqfd(self->vcpu, EVTCHN_GSI, EVTCHN_PORT);
+
+	xen_set_shared_info(self->vm, SHINFO_GPA);
+	TEST_ASSERT_EQ(madvise(addr_gpa2hva(self->vm, SHINFO_GPA), PAGE_SIZE, MADV_DONTNEED), 0);
+	vm_ioctl(self->vm, KVM_IRQ_LINE_STATUS, &line);
+	EXPECT_EQ(line.status, 1);
+	EXPECT_TRUE(event_is_pending(self->vm));
+	close(fd);
+}
+
 /* What one kernel was to be told of, the next one is not. */
 TEST_F(xen_evtchn, line_before_reset)
 {
@@ -541,6 +555,23 @@ TEST_F(xen_evtchn, vector_of_vcpu_255)
 	xen_evtchn_send(vcpu, EVTCHN_PORT);
 	EXPECT_TRUE(vector_is_requested(vcpu));
 	EXPECT_FALSE(vector_is_requested(self->vcpu));
+}
+
+/* What enabling the local APIC puts into its IRR is not what the VMM has saved. */
+TEST_F(xen_evtchn, pending_before_lapic_is_set)
+{
+	struct kvm_lapic_state lapic;
+
+	xen_set_shared_info(self->vm, SHINFO_GPA);
+	xen_set_vcpu_info(self->vcpu, VCPU_INFO_GPA);
+	set_vcpu_vector(self->vcpu);
+	xen_evtchn_send(self->vcpu, EVTCHN_PORT);
+	EXPECT_FALSE(vector_is_requested(self->vcpu));
+
+	vcpu_ioctl(self->vcpu, KVM_GET_LAPIC, &lapic);
+	*(u32 *)(lapic.regs + APIC_SPIV) |= APIC_SPIV_APIC_ENABLED;
+	vcpu_ioctl(self->vcpu, KVM_SET_LAPIC, &lapic);
+	EXPECT_TRUE(vector_is_requested(self->vcpu));
 }
 
 TEST_F(xen_evtchn, pending_without_vm_vector)

@@ -8,6 +8,8 @@
  */
 #include <pthread.h>
 #include <signal.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
 #include <time.h>
 
 #include "test_util.h"
@@ -23,6 +25,7 @@
 #define NEW_REGION_SLOT	11
 
 #define PORT		66
+#define GSI		32
 
 /* Of the local APIC's timer, which counts ns. */
 #define TIMER_VECTOR	0x50
@@ -38,6 +41,13 @@ static void guest_poll(void)
 {
 	GUEST_SYNC(xen_guest_poll(PORT, timeout_ns));
 	GUEST_DONE();
+}
+
+/* A poll may end early. */
+static void guest_poll_twice(void)
+{
+	xen_guest_poll(PORT, 0);
+	guest_poll();
 }
 
 static void guest_apic_timer(struct ex_regs *regs)
@@ -198,6 +208,23 @@ TEST_F(xen_poll, not_its_own)
 	ASSERT_EQ(finish(self->thread), 0)
 		TH_LOG("The event did not end the poll");
 	expect_poll_returned(_metadata, self->vcpu);
+}
+
+/* ... which does not run, and so does not bring shared_info in for it. */
+TEST_F(xen_poll, not_its_own_without_page)
+{
+	struct kvm_vcpu *other = vm_vcpu_add(self->vm, 1, guest_poll);
+	int fd = xen_irqfd(other, GSI, PORT);
+
+	vcpu_arch_set_entry_point(self->vcpu, guest_poll_twice);
+	start_and_block(self->vcpu, &self->thread);
+	TEST_ASSERT_EQ(madvise(self->shinfo, PAGE_SIZE, MADV_DONTNEED), 0);
+	TEST_ASSERT_EQ(eventfd_write(fd, 1), 0);
+	ASSERT_EQ(finish(self->thread), 0)
+		TH_LOG("The event did not end the poll");
+	expect_poll_returned(_metadata, self->vcpu);
+	EXPECT_TRUE(xen_is_pending(self->shinfo, PORT));
+	close(fd);
 }
 
 /* The guest takes interrupts, and only one of its own timer's comes. */
