@@ -6,7 +6,8 @@ H := harness
 export KERNEL MIRROR FORCE
 
 # The plans of the test command, MACHINE:KERNEL:SUITE.
-CHECK := amd:debug:core-amd amd:default:kvm amd:default:xen intel:default:intel amd:debug:xen-few
+CHECK := amd:debug:core-amd amd:default:kvm amd:default:xen intel:default:intel amd:debug:xen-few \
+	 amd-no-master-clock:default:clocks
 LONG  := amd:default:slow amd:default:xen-slow amd:debug:xen intel:debug:core-intel-debug \
 	 amd:rt:xen amd:rt:core-amd amd:kcsan:core-amd
 PLANS ?= $(CHECK)
