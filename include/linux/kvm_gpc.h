@@ -195,7 +195,7 @@ static inline unsigned long kvm_gpc_len(struct gfn_to_pfn_cache *gpc)
  *	   -ENOENT: a page of the area has no memslot, or a read-only one,
  *	   -EFAULT: a page of the area cannot be faulted in for writing,
  *	   -EHWPOISON: a page of the area has a hardware error,
- *	   -EINTR: a fatal signal is pending,
+ *	   -EINTR: a signal is pending, in KVM_RUN any, else a fatal one,
  *	   -ENOMEM: the area's pages cannot be mapped,
  *	   -EOPNOTSUPP: the area's pages cannot be mapped together, as only some
  *	   have a struct page, or as they are scattered and their memory types

@@ -11,6 +11,32 @@
  *   David Woodhouse <dwmw2@infradead.org>
  */
 
+/*
+ * A cache (struct gfn_to_pfn_cache) is bound to an area of guest memory (struct
+ * gpc_area).  The area is in one of three states:
+ *
+ *  - unbound: its memslots are not known.  New areas are, and so are areas by
+ *    guest physical address again when one of their memslots changes.
+ *  - bound: it has a range in kvm->gpc_tree for each memslot that it lies in, so
+ *    that invalidations find it by userspace address.
+ *  - mapped: gpc->khva points to it.  Readers read nothing else.
+ *
+ * A refresh binds and maps an area.  An invalidation, i.e. an MMU notifier, a
+ * change of memslots or the replacement of the area, clears gpc->khva and waits
+ * for readers.  Documentation/virt/kvm/gpc.rst has the two side by side.
+ *
+ * Locks, in this order:
+ *
+ *  - gpc->refresh_lock: held by a refresh of gpc->area and by its replacement.
+ *    May be held for as long as userspace takes to provide a page.
+ *  - kvm->srcu: held by a refresh from the lookup of memslots until the area is
+ *    mapped.
+ *  - kvm->gpc_lock: protects the tree, the ranges of all areas, their states and
+ *    the invalidations under way.  Invalidations spin for readers under it.
+ *
+ * Readers take no lock.
+ */
+
 #define KVM_GPC_INTERNAL
 
 #include <kunit/static_stub.h>
@@ -26,15 +52,123 @@
 #include "kvm_mm.h"
 #include "pfncache_map.h"
 
+/* Pages of an area that follow one another for userspace, in one memslot. */
+struct gpc_range {
+	struct interval_tree_node node;
+	struct gpc_area *area;
+	/* NULL and 0 if the area is bound by HVA. */
+	struct kvm_memory_slot *memslot;
+	gfn_t gfn;
+	unsigned int nr_pages;
+};
+
+/*
+ * gpc->area belongs to the holder of gpc->refresh_lock.  An area that is being
+ * activated belongs to the activating task until it is published as gpc->area.
+ */
+struct gpc_area {
+	struct gfn_to_pfn_cache *gpc;
+
+	/* The arguments of the activation.  @gpa is INVALID_GPA if by HVA. */
+	gpa_t gpa;
+	unsigned long uhva;
+	unsigned int len;
+	unsigned int nr_pages;
+
+	/* The mapping of the pages, NULL if they are in the direct map or unmapped. */
+	struct gpc_map *map;
+
+	/* The members from here on are written under kvm->gpc_lock. */
+
+	/* The ranges are up to date: cleared when a memslot of theirs changes. */
+	bool bound;
+	/* An invalidation has begun since the pages were looked up. */
+	bool stale;
+	/* A refresh has failed since the area was mapped the last time. */
+	bool failed;
+	/* The ranges in the tree: all of the pages, in order. */
+	unsigned int nr_ranges;
+	struct gpc_range range[] __counted_by(nr_pages);
+};
+
+#define gpc_for_each_range(range, kvm, first, last)					\
+	for (struct interval_tree_node *__node =					\
+		     interval_tree_iter_first(&(kvm)->gpc_tree, first, last);		\
+	     __node && (range = container_of(__node, struct gpc_range, node), true);	\
+	     __node = interval_tree_iter_next(__node, first, last))
+
+static void gpc_add_range(struct gpc_area *area, unsigned long uhva, unsigned int nr_pages,
+			  struct kvm_memory_slot *slot, gfn_t gfn)
+{
+	struct gpc_range *range = &area->range[area->nr_ranges++];
+
+	range->area = area;
+	range->memslot = slot;
+	range->gfn = gfn;
+	range->nr_pages = nr_pages;
+	range->node.start = uhva;
+	range->node.last = uhva + nr_pages * PAGE_SIZE - 1;
+	interval_tree_insert(&range->node, &area->gpc->kvm->gpc_tree);
+}
+
+static void gpc_unbind(struct gpc_area *area)
+{
+	struct kvm *kvm = area->gpc->kvm;
+
+	lockdep_assert_held(&kvm->gpc_lock);
+
+	while (area->nr_ranges)
+		interval_tree_remove(&area->range[--area->nr_ranges].node, &kvm->gpc_tree);
+
+	area->bound = false;
+}
+
+/* Let invalidations find the area, from before its pages are looked up. */
+static int gpc_bind(struct gpc_area *area)
+{
+	gfn_t gfn = gpa_to_gfn(area->gpa), end = gfn + area->nr_pages;
+	struct kvm *kvm = area->gpc->kvm;
+
+	lockdep_assert_held(&kvm->gpc_lock);
+
+	if (area->bound)
+		return 0;
+
+	gpc_unbind(area);
+
+	if (kvm_is_error_gpa(area->gpa)) {
+		gpc_add_range(area, PAGE_ALIGN_DOWN(area->uhva), area->nr_pages, NULL, 0);
+		end = gfn;
+	}
+
+	while (gfn < end) {
+		struct kvm_memory_slot *slot = gfn_to_memslot(kvm, gfn);
+		unsigned int nr;
+
+		if (!slot || slot->flags & (KVM_MEMSLOT_INVALID | KVM_MEM_READONLY)) {
+			gpc_unbind(area);
+			return -ENOENT;
+		}
+
+		nr = min(end, slot->base_gfn + slot->npages) - gfn;
+		gpc_add_range(area, __gfn_to_hva_memslot(slot, gfn), nr, slot, gfn);
+		gfn += nr;
+	}
+
+	area->bound = true;
+	return 0;
+}
+
 /*
  * Readers
  * =======
  *
- * Each CPU has a stack of the caches that are in use on it.  No other CPU writes to
- * that, so that readers do not slow each other down; there is nothing to sleep on, so
- * that hard irqs can be readers on PREEMPT_RT, too.  A task does not migrate meanwhile,
- * as preemption is disabled.  What an interrupt uses is on top of what it interrupted,
- * wherever that was, and gone when it returns.
+ * Each CPU has a stack of the caches that are in use on it.  Only the CPU itself
+ * writes to its stack, so that readers do not slow each other down.  A reader
+ * never waits, so that hard irqs can be readers on PREEMPT_RT, too.  Preemption is
+ * disabled while a cache is in use, i.e. the reader stays on its CPU.  A reader in
+ * an interrupt pushes on top of the interrupted reader, wherever that one is, and
+ * pops before the interrupt returns.
  *
  *	reader				invalidation
  *
@@ -46,15 +180,15 @@
  *	held[nr] = NULL, nr--	(C)			cpu_relax()
  *							(D)
  *
- * A and B: at least one of the two sees what the other has written.  Either the
- * reader finds that there is nothing to use, or the invalidation waits.
+ * A and B: at least one side sees the store of the other.  Either the reader finds
+ * gpc->khva cleared, or the invalidation waits.
  *
- * C matches D, release and acquire: what the reader did has come to its end when
- * the invalidation goes on.  What tells it that may be what the next readers store
- * rather than what the reader itself does, so each store to the stack is a release.
+ * C matches D, release and acquire: the accesses of the reader are complete when the
+ * invalidation goes on.  The invalidation may read a later reader's store instead of
+ * the reader's own, so each store to the stack is a release.
  *
- * A refresh sets gpc->khva after what goes with it (E), and a reader looks at that
- * after gpc->khva (F), release and acquire.
+ * A refresh sets gpc->khva after the members that go with it (E), and a reader reads
+ * those after gpc->khva (F), release and acquire.
  */
 
 /* Two for tasks, two for softirqs and two for hard irqs. */
@@ -72,8 +206,8 @@ static DEFINE_PER_CPU_ALIGNED(struct gpc_readers, gpc_readers);
 static struct lock_class_key gpc_lockdep_key;
 
 /*
- * Held by readers, who never wait for it, and taken by those who wait for readers.
- * Acquiring a lock that sleeps on PREEMPT_RT is wrong meanwhile.
+ * Held by readers, which never wait for it, and acquired by invalidations, which wait
+ * for readers.  A reader must not acquire a lock that sleeps on PREEMPT_RT.
  */
 static struct lockdep_map gpc_lockdep_map = {
 	.name = "kvm_gpc",
@@ -114,7 +248,7 @@ static __always_inline void *gpc_enter(struct gfn_to_pfn_cache *gpc)
 	gpc_push(readers, gpc);
 	smp_mb();					/* A, matches B */
 	khva = smp_load_acquire(&gpc->khva);		/* F, matches E */
-	if (likely(khva)) {
+	if (khva) {
 		lock_acquire(&gpc_lockdep_map, 0, 1, 2, 1, NULL, _THIS_IP_);
 		return khva;
 	}
@@ -139,8 +273,7 @@ static __always_inline void gpc_leave(struct gfn_to_pfn_cache *gpc)
 	preempt_enable();
 }
 
-/* Whether @gpc is on the list of caches that were invalidated together. */
-static bool gpc_was_invalidated(struct gfn_to_pfn_cache *gpc, struct gfn_to_pfn_cache *list)
+static bool gpc_is_on_list(struct gfn_to_pfn_cache *gpc, struct gfn_to_pfn_cache *list)
 {
 	for (; list; list = list->next_invalid) {
 		if (gpc == list)
@@ -151,15 +284,12 @@ static bool gpc_was_invalidated(struct gfn_to_pfn_cache *gpc, struct gfn_to_pfn_
 }
 
 /*
- * Wait for those who use the caches on @list, whose khva has been cleared.  A CPU that
- * is not online any more can still have an interrupt.
+ * Wait for the readers of the caches on @list, whose khva has been cleared.  A CPU
+ * that isn't online any more can still have an interrupt.
  */
 static void gpc_wait_for_readers(struct gfn_to_pfn_cache *list)
 {
 	unsigned int cpu;
-
-	if (!list)
-		return;
 
 	lock_map_acquire(&gpc_lockdep_map);
 	lock_map_release(&gpc_lockdep_map);
@@ -173,105 +303,38 @@ static void gpc_wait_for_readers(struct gfn_to_pfn_cache *list)
 		/* Most CPUs use no cache at all. */
 		for (i = smp_load_acquire(&readers->nr); i; i--) {	/* D, matches C */
 			/* D, matches C */
-			while (gpc_was_invalidated(smp_load_acquire(&readers->held[i]), list))
+			while (gpc_is_on_list(smp_load_acquire(&readers->held[i]), list))
 				cpu_relax();
 		}
 	}
 }
 
 /*
- * What a cache is bound to.  gpc->area points to the area that users get at, which
- * belongs to whoever holds gpc->refresh_lock.  An area that is being activated belongs
- * to whoever does that, and becomes gpc->area once it is mapped.  Those who invalidate
- * areas find their ranges in kvm->gpc_tree under kvm->gpc_lock.
+ * Invalidation
+ * ============
  */
 
-/* Pages of an area that follow one another for userspace, in one memslot. */
-struct gpc_range {
-	struct interval_tree_node node;
-	struct gpc_area *area;
-	/* NULL and nothing if the area is bound by HVA. */
-	struct kvm_memory_slot *memslot;
-	gfn_t gfn;
-	unsigned int nr_pages;
-};
-
-struct gpc_area {
-	struct gfn_to_pfn_cache *gpc;
-
-	/* What kvm_gpc_activate() was called with; INVALID_GPA if by HVA. */
-	gpa_t gpa;
-	unsigned long uhva;
-	unsigned int len;
-	unsigned int nr_pages;
-	/* How many there is room for. */
-	unsigned int max_pages;
-
-	/* All of the pages, in order; in the tree.  Written under kvm->gpc_lock. */
-	unsigned int nr_ranges;
-
-	/*
-	 * The ranges are the right ones: cleared when a memslot of theirs changes,
-	 * under kvm->gpc_lock.
-	 */
-	bool bound;
-
-	/*
-	 * Set by invalidations, under kvm->gpc_lock: what was looked up before
-	 * must not be used.
-	 */
-	bool stale;
-
-	/* The mapping of the pages. */
-	struct gpc_map map;
-
-	struct gpc_range range[] __counted_by(max_pages);
-};
-
-/* The VM keeps an area that was freed: to move one is to allocate one, first. */
-static struct gpc_area *gpc_alloc_area(struct kvm *kvm, unsigned int nr_pages)
+/*
+ * Unmap what invalidations have left behind: in a work item, as an MMU notifier
+ * may not be allowed to sleep, and before a refresh maps anything outside the direct
+ * map, so that the list stays short.
+ */
+static void gpc_unmap_stale(struct kvm *kvm)
 {
-	struct gpc_area *area = xchg(&kvm->gpc_spare, NULL);
+	struct gpc_map *map, *next;
 
-	if (area && area->max_pages >= nr_pages)
-		return area;
-
-	kfree(area);
-	area = kmalloc_flex(*area, range, nr_pages, GFP_KERNEL_ACCOUNT);
-	if (area)
-		area->max_pages = nr_pages;
-
-	return area;
+	llist_for_each_entry_safe(map, next, llist_del_all(&kvm->gpc_stale_maps), node)
+		gpc_unmap(map);
 }
 
-static void gpc_free_area(struct gpc_area *area)
+static void gpc_unmap_stale_fn(struct work_struct *work)
 {
-	struct kvm *kvm = area->gpc->kvm;
-
-	gpc_unmap(&area->map);
-	/* KASAN is to tell of those who use it still. */
-	if (IS_ENABLED(CONFIG_KASAN) || cmpxchg(&kvm->gpc_spare, NULL, area))
-		kfree(area);
-}
-
-static bool gpc_by_hva(const struct gpc_area *area)
-{
-	return kvm_is_error_gpa(area->gpa);
-}
-
-static unsigned long gpc_offset(const struct gpc_area *area)
-{
-	return gpc_by_hva(area) ? offset_in_page(area->uhva) : offset_in_page(area->gpa);
-}
-
-static struct gpc_range *gpc_node_to_range(struct interval_tree_node *node)
-{
-	return container_of(node, struct gpc_range, node);
+	gpc_unmap_stale(container_of(work, struct kvm, gpc_unmap_work));
 }
 
 /*
- * Let nobody begin to use @area.  If there may be somebody who does, put its cache
- * on @list, for gpc_wait_for_readers() to wait for.
+ * Keep further readers from @area.  If it may have readers, put its cache on @list,
+ * for gpc_finish_invalidation().
  */
 static void gpc_invalidate(struct gpc_area *area, struct gfn_to_pfn_cache **list)
 {
@@ -281,7 +344,7 @@ static void gpc_invalidate(struct gpc_area *area, struct gfn_to_pfn_cache **list
 
 	area->stale = true;
 
-	/* Only the area that users get at can be valid. */
+	/* Only the published area can be mapped. */
 	if (gpc->area != area || !gpc->khva)
 		return;
 
@@ -290,42 +353,52 @@ static void gpc_invalidate(struct gpc_area *area, struct gfn_to_pfn_cache **list
 	*list = gpc;
 }
 
-static void gpc_invalidate_range(struct kvm *kvm, unsigned long start, unsigned long last)
+/*
+ * Wait for the readers of the caches on @list, and have their mappings taken down.
+ * The pages may soon be anything, so a mapping does not stay until the next refresh,
+ * which userspace may never cause.
+ */
+static void gpc_finish_invalidation(struct kvm *kvm, struct gfn_to_pfn_cache *list)
 {
-	struct gfn_to_pfn_cache *list = NULL;
-	struct interval_tree_node *node;
+	bool unmap = false;
 
-	for (node = interval_tree_iter_first(&kvm->gpc_tree, start, last); node;
-	     node = interval_tree_iter_next(node, start, last))
-		gpc_invalidate(gpc_node_to_range(node)->area, &list);
+	lockdep_assert_held(&kvm->gpc_lock);
+
+	if (!list)
+		return;
 
 	gpc_wait_for_readers(list);
+
+	for (; list; list = list->next_invalid) {
+		struct gpc_area *area = list->area;
+
+		if (!area->map)
+			continue;
+
+		llist_add(&area->map->node, &kvm->gpc_stale_maps);
+		area->map = NULL;
+		unmap = true;
+	}
+
+	if (unmap)
+		queue_work(system_dfl_wq, &kvm->gpc_unmap_work);
 }
 
-/* A notifier can neither fail nor sleep. */
-static bool gpc_make_room(struct kvm_gpc_invalidations *inv)
+static void gpc_invalidate_ranges(struct kvm *kvm, unsigned long first, unsigned long last)
 {
-	struct kvm_gpc_range *range;
+	struct gfn_to_pfn_cache *list = NULL;
+	struct gpc_range *range;
 
-	KUNIT_STATIC_STUB_REDIRECT(gpc_make_room, inv);
+	gpc_for_each_range(range, kvm, first, last)
+		gpc_invalidate(range->area, &list);
 
-	range = kmalloc_array(2 * inv->max, sizeof(*range), GFP_NOWAIT);
-	if (!range)
-		return false;
-
-	memcpy(range, inv->range, inv->nr * sizeof(*range));
-	if (inv->range != inv->first)
-		kfree(inv->range);
-
-	inv->range = range;
-	inv->max *= 2;
-	return true;
+	gpc_finish_invalidation(kvm, list);
 }
 
 /*
- * The pages from @start to @end are about to go away: MMU notifier
- * 'invalidate_range_start' hook.  No area gets to be mapped there until
- * kvm_gpc_invalidate_end() has been called with the same range.
+ * MMU notifier 'invalidate_range_start' hook: the pages from @start to @end are about
+ * to go away.  No area is mapped there until kvm_gpc_invalidate_end() has been called
+ * with the same range.
  */
 void kvm_gpc_invalidate_start(struct kvm *kvm, unsigned long start, unsigned long end)
 {
@@ -333,115 +406,190 @@ void kvm_gpc_invalidate_start(struct kvm *kvm, unsigned long start, unsigned lon
 
 	guard(spinlock)(&kvm->gpc_lock);
 
-	if (likely(inv->nr < inv->max) || gpc_make_room(inv))
+	/* A notifier can neither fail nor sleep. */
+	if (inv->nr < ARRAY_SIZE(inv->range))
 		inv->range[inv->nr++] = (struct kvm_gpc_range){ start, end - 1 };
 	else
 		inv->nr_anywhere++;
 
-	gpc_invalidate_range(kvm, start, end - 1);
+	gpc_invalidate_ranges(kvm, start, end - 1);
 }
 
-/* The area of a refresh that waits is in the tree. */
-static bool gpc_is_any_area_in(struct kvm *kvm, unsigned long start, unsigned long last)
+/* Return whether refreshes of all areas have waited for the invalidation. */
+static bool gpc_forget_invalidation(struct kvm *kvm, unsigned long start, unsigned long end)
 {
-	guard(spinlock)(&kvm->gpc_lock);
+	struct kvm_gpc_invalidations *inv = &kvm->gpc_invalidations;
+	unsigned int i;
 
-	return interval_tree_iter_first(&kvm->gpc_tree, start, last);
+	lockdep_assert_held(&kvm->gpc_lock);
+
+	/* Invalidations of the same range are interchangeable. */
+	for (i = 0; i < inv->nr; i++) {
+		if (inv->range[i].start == start && inv->range[i].last == end - 1) {
+			inv->range[i] = inv->range[--inv->nr];
+			return false;
+		}
+	}
+
+	if (WARN_ON_ONCE(!inv->nr_anywhere))
+		return false;
+
+	inv->nr_anywhere--;
+	return true;
 }
 
 /* MMU notifier 'invalidate_range_end' hook. */
 void kvm_gpc_invalidate_end(struct kvm *kvm, unsigned long start, unsigned long end)
 {
-	struct kvm_gpc_invalidations *inv = &kvm->gpc_invalidations;
-	bool anywhere = false;
+	bool wake = false, retry = false;
+	struct gpc_range *range;
 
 	scoped_guard(spinlock, &kvm->gpc_lock) {
-		unsigned int i;
+		wake = gpc_forget_invalidation(kvm, start, end);
 
-		/* Invalidations of the same range are as good as each other. */
-		for (i = 0; i < inv->nr; i++) {
-			if (inv->range[i].start == start && inv->range[i].last == end - 1)
-				break;
-		}
-
-		if (i < inv->nr) {
-			inv->range[i] = inv->range[--inv->nr];
-		} else if (!WARN_ON_ONCE(!inv->nr_anywhere)) {
-			inv->nr_anywhere--;
-			anywhere = true;
+		gpc_for_each_range(range, kvm, start, end - 1) {
+			wake = true;
+			retry |= range->area->failed;
 		}
 	}
 
-	if (wq_has_sleeper(&inv->wait) && (anywhere || gpc_is_any_area_in(kvm, start, end - 1)))
-		wake_up_all(&inv->wait);
+	if (wake)
+		wake_up_all(&kvm->gpc_invalidations.wait);
+
+	/* The pages may be there now, and their users may wait for them. */
+	if (retry)
+		kvm_arch_gpc_retry(kvm);
 }
 
-/* The mm goes away, all of its pages do, and none will come back. */
+/* The mm goes away, and all of its pages for good. */
 void kvm_gpc_invalidate_all(struct kvm *kvm)
 {
 	guard(spinlock)(&kvm->gpc_lock);
 
-	gpc_invalidate_range(kvm, 0, ULONG_MAX);
-}
-
-static bool gpc_is_area_in(const struct gpc_area *area, const struct kvm_gpc_range *inv)
-{
-	const struct gpc_range *range = area->range, *end = range + area->nr_ranges;
-
-	for (; range < end; range++) {
-		if (inv->start <= range->node.last && inv->last >= range->node.start)
-			return true;
-	}
-
-	return false;
-}
-
-/* Whether an invalidation is under way that has to do with the area. */
-static bool gpc_is_being_invalidated(const struct gpc_area *area)
-{
-	struct kvm_gpc_invalidations *inv = &area->gpc->kvm->gpc_invalidations;
-	unsigned int i;
-
-	lockdep_assert_held(&area->gpc->kvm->gpc_lock);
-
-	for (i = 0; i < inv->nr; i++) {
-		if (gpc_is_area_in(area, &inv->range[i]))
-			return true;
-	}
-
-	return inv->nr_anywhere;
+	gpc_invalidate_ranges(kvm, 0, ULONG_MAX);
 }
 
 /*
- * @slot, which is not among the active memslots any more, is about to go away.
- * Wait for those who use an area in it.
+ * @slot, which isn't among the active memslots any more, is about to go away.
  *
- * A refresh that began with the old memslots has come to its end, as it holds
- * kvm->srcu.  One that began later, but found its area bound to @slot still, has
- * to begin anew.
+ * A refresh that has begun with the old memslots is over, as it holds kvm->srcu.
+ * One that has begun later, but found its area still bound to @slot, begins anew.
  */
 void kvm_gpc_invalidate_memslot(struct kvm *kvm, struct kvm_memory_slot *slot)
 {
-	unsigned long start = slot->userspace_addr;
-	unsigned long last = start + (slot->npages << PAGE_SHIFT) - 1;
+	unsigned long first = slot->userspace_addr;
+	unsigned long last = first + (slot->npages << PAGE_SHIFT) - 1;
 	struct gfn_to_pfn_cache *list = NULL;
-	struct interval_tree_node *node;
+	struct gpc_range *range;
 
 	lockdep_assert_held(&kvm->slots_lock);
 
 	guard(spinlock)(&kvm->gpc_lock);
 
-	for (node = interval_tree_iter_first(&kvm->gpc_tree, start, last); node;
-	     node = interval_tree_iter_next(node, start, last)) {
-		struct gpc_range *range = gpc_node_to_range(node);
-
+	gpc_for_each_range(range, kvm, first, last) {
 		if (range->area->bound && range->memslot == slot) {
 			gpc_invalidate(range->area, &list);
 			range->area->bound = false;
 		}
 	}
 
-	gpc_wait_for_readers(list);
+	gpc_finish_invalidation(kvm, list);
+}
+
+/* When this returns, @area has no readers, and invalidations do not find it. */
+static void gpc_retire(struct gpc_area *area)
+{
+	struct gfn_to_pfn_cache *list = NULL;
+
+	gpc_invalidate(area, &list);
+	gpc_finish_invalidation(area->gpc->kvm, list);
+	gpc_unbind(area);
+}
+
+/*
+ * Refresh
+ * =======
+ */
+
+/*
+ * Userspace pauses a vCPU by a signal, so in KVM_RUN any signal ends the wait for
+ * a page, as it does for a page fault of the guest.  No other ioctl fails because
+ * of a signal that isn't fatal, as userspace doesn't expect that.
+ */
+static unsigned int gpc_wait_state(void)
+{
+	struct kvm_vcpu *vcpu = kvm_get_running_vcpu();
+
+	return vcpu && vcpu->wants_to_run ? TASK_INTERRUPTIBLE : TASK_KILLABLE;
+}
+
+static bool gpc_signal_pending(void)
+{
+	return signal_pending_state(gpc_wait_state(), current);
+}
+
+/* The holder may be waiting for userspace, e.g. for userfaultfd. */
+static int gpc_lock_refresh(struct gfn_to_pfn_cache *gpc)
+{
+	if (gpc_wait_state() == TASK_INTERRUPTIBLE)
+		return mutex_lock_interruptible(&gpc->refresh_lock);
+
+	return mutex_lock_killable(&gpc->refresh_lock);
+}
+
+/* Whether an invalidation that overlaps the area is under way. */
+static bool gpc_is_being_invalidated(const struct gpc_area *area)
+{
+	struct kvm_gpc_invalidations *inv = &area->gpc->kvm->gpc_invalidations;
+	unsigned int i, j;
+
+	lockdep_assert_held(&area->gpc->kvm->gpc_lock);
+
+	for (i = 0; i < inv->nr; i++) {
+		for (j = 0; j < area->nr_ranges; j++) {
+			if (inv->range[i].start <= area->range[j].node.last &&
+			    inv->range[i].last >= area->range[j].node.start)
+				return true;
+		}
+	}
+
+	return inv->nr_anywhere;
+}
+
+static bool gpc_may_begin_lookup(struct gpc_area *area)
+{
+	guard(spinlock)(&area->gpc->kvm->gpc_lock);
+
+	return !gpc_is_being_invalidated(area);
+}
+
+/*
+ * Once this returns, each invalidation of the area sets area->stale, as the area is
+ * in the tree, and those that had begun before are over.
+ *
+ * kvm->srcu is held during the wait.  That is no deadlock, as an invalidation that is
+ * under way doesn't wait for changes of memslots, which wait for kvm->srcu.
+ */
+static int gpc_begin_lookup(struct gpc_area *area)
+{
+	struct kvm *kvm = area->gpc->kvm;
+	int ret;
+
+	do {
+		scoped_guard(spinlock, &kvm->gpc_lock) {
+			ret = gpc_bind(area);
+			if (ret)
+				return ret;
+
+			if (!gpc_is_being_invalidated(area)) {
+				area->stale = false;
+				return 0;
+			}
+		}
+	} while (!wait_event_state(kvm->gpc_invalidations.wait, gpc_may_begin_lookup(area),
+				   gpc_wait_state()));
+
+	return -EINTR;
 }
 
 static int gpc_pfn_to_errno(kvm_pfn_t pfn)
@@ -456,129 +604,9 @@ static int gpc_pfn_to_errno(kvm_pfn_t pfn)
 	}
 }
 
-static void gpc_add_range(struct gpc_area *area, unsigned long uhva, unsigned int nr_pages,
-			  struct kvm_memory_slot *slot, gfn_t gfn)
-{
-	struct gpc_range *range = &area->range[area->nr_ranges++];
-
-	range->area = area;
-	range->memslot = slot;
-	range->gfn = gfn;
-	range->nr_pages = nr_pages;
-	range->node.start = uhva;
-	range->node.last = uhva + nr_pages * PAGE_SIZE - 1;
-	interval_tree_insert(&range->node, &area->gpc->kvm->gpc_tree);
-}
-
-static void gpc_remove_ranges(struct gpc_area *area)
-{
-	struct kvm *kvm = area->gpc->kvm;
-
-	lockdep_assert_held(&kvm->gpc_lock);
-
-	while (area->nr_ranges)
-		interval_tree_remove(&area->range[--area->nr_ranges].node, &kvm->gpc_tree);
-
-	area->bound = false;
-}
-
-static int gpc_add_memslot_ranges(struct gpc_area *area)
-{
-	gfn_t gfn = gpa_to_gfn(area->gpa);
-	gfn_t end = gfn + area->nr_pages;
-
-	while (gfn < end) {
-		struct kvm_memory_slot *slot = gfn_to_memslot(area->gpc->kvm, gfn);
-		unsigned int nr;
-
-		if (!slot || slot->flags & (KVM_MEMSLOT_INVALID | KVM_MEM_READONLY)) {
-			gpc_remove_ranges(area);
-			return -ENOENT;
-		}
-
-		nr = min(end, slot->base_gfn + slot->npages) - gfn;
-		gpc_add_range(area, __gfn_to_hva_memslot(slot, gfn), nr, slot, gfn);
-		gfn += nr;
-	}
-
-	return 0;
-}
-
-/* Let invalidations find the area, from before its pages are looked up. */
-static int gpc_bind(struct gpc_area *area)
-{
-	int ret = 0;
-
-	lockdep_assert_held(&area->gpc->kvm->gpc_lock);
-
-	if (area->bound)
-		return 0;
-
-	gpc_remove_ranges(area);
-
-	if (gpc_by_hva(area))
-		gpc_add_range(area, PAGE_ALIGN_DOWN(area->uhva), area->nr_pages, NULL, 0);
-	else
-		ret = gpc_add_memslot_ranges(area);
-
-	area->bound = !ret;
-	return ret;
-}
-
-static bool gpc_may_begin_lookup(struct gpc_area *area)
-{
-	guard(spinlock)(&area->gpc->kvm->gpc_lock);
-
-	return !gpc_is_being_invalidated(area);
-}
-
-/*
- * From here on, whatever invalidates the area says so by area->stale, as it is in
- * the tree, and what had begun before is over.
- *
- * kvm->srcu is held while that is waited for.  An invalidation that is under way
- * waits for no change of memslots, which waits for kvm->srcu.
- */
-static int gpc_begin_lookup(struct gpc_area *area)
-{
-	struct kvm *kvm = area->gpc->kvm;
-	int ret;
-
-	do {
-		scoped_guard(spinlock, &kvm->gpc_lock) {
-			ret = gpc_bind(area);
-			if (ret)
-				return ret;
-
-			if (likely(!gpc_is_being_invalidated(area))) {
-				area->stale = false;
-				return 0;
-			}
-		}
-	} while (!wait_event_killable(kvm->gpc_invalidations.wait, gpc_may_begin_lookup(area)));
-
-	return -EINTR;
-}
-
-static kvm_pfn_t gpc_lookup_page(struct kvm_follow_pfn *kfp)
-{
-	KUNIT_STATIC_STUB_REDIRECT(gpc_lookup_page, kfp);
-
-	return hva_to_pfn(kfp);
-}
-
-/* Those pages, from the first on, that need not be faulted in. */
-static unsigned int gpc_lookup_fast(const struct gpc_range *range, struct page **page)
-{
-	KUNIT_STATIC_STUB_REDIRECT(gpc_lookup_fast, range, page);
-
-	return max(0, get_user_pages_fast_only(range->node.start, range->nr_pages, FOLL_WRITE,
-					       page));
-}
-
-/* Those from @i on. */
-static noinline int gpc_lookup_slow(const struct gpc_range *range, unsigned int i,
-				    kvm_pfn_t *pfn, struct page **page)
+/* Fault in the pages from @i on. */
+static int gpc_lookup_slow(const struct gpc_range *range, unsigned int i, kvm_pfn_t *pfn,
+			   struct page **page)
 {
 	for (; i < range->nr_pages; i++) {
 		struct kvm_follow_pfn kfp = {
@@ -587,7 +615,10 @@ static noinline int gpc_lookup_slow(const struct gpc_range *range, unsigned int 
 			.refcounted_page = &page[i],
 		};
 
-		pfn[i] = gpc_lookup_page(&kfp);
+		if (gpc_wait_state() == TASK_INTERRUPTIBLE)
+			kfp.flags |= FOLL_INTERRUPTIBLE;
+
+		pfn[i] = hva_to_pfn(&kfp);
 		if (is_error_noslot_pfn(pfn[i]))
 			return gpc_pfn_to_errno(pfn[i]);
 	}
@@ -595,70 +626,68 @@ static noinline int gpc_lookup_slow(const struct gpc_range *range, unsigned int 
 	return 0;
 }
 
-/* The pages at @page are NULL but for those that were looked up. */
 static int gpc_lookup_range(const struct gpc_range *range, kvm_pfn_t *pfn, struct page **page)
 {
 	unsigned int i, nr_fast;
 
-	nr_fast = gpc_lookup_fast(range, page);
+	KUNIT_STATIC_STUB_REDIRECT(gpc_lookup_range, range, pfn, page);
+
+	nr_fast = max(0, get_user_pages_fast_only(range->node.start, range->nr_pages, FOLL_WRITE,
+						  page));
 	for (i = 0; i < nr_fast; i++)
 		pfn[i] = page_to_pfn(page[i]);
 
-	return i == range->nr_pages ? 0 : gpc_lookup_slow(range, i, pfn, page);
+	/* GUP-fast leaves undefined what it hasn't returned a page for. */
+	for (; i < range->nr_pages; i++)
+		page[i] = NULL;
+
+	return nr_fast == range->nr_pages ? 0 : gpc_lookup_slow(range, nr_fast, pfn, page);
 }
 
-static int gpc_lookup(const struct gpc_area *area, kvm_pfn_t *pfn, struct page **page)
+/* Look up the area's pages.  On error, no references are held. */
+static int gpc_lookup(struct gpc_area *area, kvm_pfn_t *pfn, struct page **page)
 {
-	const struct gpc_range *range = area->range, *end = range + area->nr_ranges;
-	int ret;
+	unsigned int i, nr = 0;
+	int ret = 0;
 
-	for (; range < end; range++) {
-		ret = gpc_lookup_range(range, pfn, page);
-		if (ret)
-			return ret;
-
-		pfn += range->nr_pages;
-		page += range->nr_pages;
+	for (i = 0; i < area->nr_ranges && !ret; i++) {
+		ret = gpc_lookup_range(&area->range[i], pfn + nr, page + nr);
+		nr += area->range[i].nr_pages;
 	}
 
-	return 0;
+	if (ret) {
+		for (i = 0; i < nr; i++)
+			kvm_release_page_unused(page[i]);
+	}
+
+	return ret;
+}
+
+/* Return the address of the first page, and in @map how it is mapped. */
+static void *gpc_map_pages(const struct gpc_area *area, const kvm_pfn_t *pfn,
+			   struct page *const *page, struct gpc_map **map)
+{
+	void *addr = gpc_direct_address(pfn, page, area->nr_pages);
+
+	*map = NULL;
+	if (addr)
+		return addr;
+
+	gpc_unmap_stale(area->gpc->kvm);
+
+	*map = gpc_map(pfn, page, area->nr_pages);
+	return IS_ERR(*map) ? ERR_CAST(*map) : (*map)->addr;
 }
 
 /*
- * Keep a mapping of the same pages: it is likely that what invalidated the area has
- * changed no more than how userspace may access it.  Nobody uses the one that goes:
- * the area is new, or its readers were waited for when it was invalidated, before
- * gpc_begin_lookup() got hold of kvm->gpc_lock.
+ * Let readers use @area, unless it was invalidated since its pages were looked up.
+ * If it replaces another area, that one has no readers any more.
  */
-static int gpc_map_area(struct gpc_area *area, const kvm_pfn_t *pfn, struct page *const *page)
-{
-	if (area->map.addr) {
-		if (gpc_is_map_of(&area->map, pfn, area->nr_pages))
-			return 0;
-
-		gpc_unmap(&area->map);
-	}
-
-	return gpc_map(&area->map, pfn, page, area->nr_pages);
-}
-
-/* When this returns, nobody uses @area or finds it any more. */
-static void gpc_retire(struct gpc_area *area)
-{
-	struct gfn_to_pfn_cache *list = NULL;
-
-	gpc_invalidate(area, &list);
-	gpc_wait_for_readers(list);
-	gpc_remove_ranges(area);
-}
-
-/*
- * Let users get at @area, which is mapped, unless it was invalidated since its
- * pages were looked up.  They do not get at any other area of the cache then.
- */
-static int gpc_publish(struct gpc_area *area, struct page **page)
+static int gpc_publish(struct gpc_area *area, struct page **page, void *addr,
+		       struct gpc_map *map)
 {
 	struct gfn_to_pfn_cache *gpc = area->gpc;
+	unsigned long offset = offset_in_page(kvm_is_error_gpa(area->gpa) ? area->uhva : area->gpa);
 	unsigned int i;
 
 	lockdep_assert_held(&gpc->refresh_lock);
@@ -669,11 +698,11 @@ static int gpc_publish(struct gpc_area *area, struct page **page)
 		return -EAGAIN;
 
 	/*
-	 * KVM writes to the pages through the mapping, i.e. without the MMU setting
-	 * any dirty bit, so mark them dirty.  What is not stale is userspace's still,
-	 * and so are the pages.  Whoever cleans one write-protects or unmaps it first,
-	 * for which it takes the lock, and finds it dirty then; marked any later, it
-	 * would be dirty without its filesystem having been told.
+	 * KVM writes to the pages without the MMU setting any dirty bit, so mark them
+	 * dirty.  The area isn't stale, i.e. the pages are still mapped by userspace.
+	 * Before a page becomes clean, it is write-protected or unmapped, for which
+	 * the notifier takes gpc_lock, so the filesystem finds it dirty then.  Marked
+	 * any later, the page could be dirty without its filesystem having been told.
 	 */
 	for (i = 0; i < area->nr_pages; i++) {
 		if (page[i])
@@ -690,36 +719,61 @@ static int gpc_publish(struct gpc_area *area, struct page **page)
 		WRITE_ONCE(gpc->len, area->len);
 	}
 
-	smp_store_release(&gpc->khva, area->map.addr + gpc_offset(area));	/* E, matches F */
+	area->map = map;
+	area->failed = false;
+	smp_store_release(&gpc->khva, addr + offset);	/* E, matches F */
 	return 0;
 }
 
-/* The same for an area that users have not got at yet.  No refresh uses the old one. */
-static int gpc_publish_new(struct gpc_area *area, struct page **page)
+/* Publish an area that is being activated, and free the one that it replaces. */
+static int gpc_publish_new(struct gpc_area *area, struct page **page, void *addr,
+			   struct gpc_map *map)
 {
 	struct gfn_to_pfn_cache *gpc = area->gpc;
 	struct gpc_area *old;
 	int ret;
 
-	if (mutex_lock_killable(&gpc->refresh_lock))
+	if (gpc_lock_refresh(gpc))
 		return -EINTR;
 
 	old = gpc->area;
-	ret = gpc_publish(area, page);
+	ret = gpc_publish(area, page, addr, map);
 	mutex_unlock(&gpc->refresh_lock);
 
-	if (!ret && old)
-		gpc_free_area(old);
+	if (!ret)
+		kfree(old);
 
 	return ret;
 }
 
-/* Look the area up, map it and publish it.  Return -EAGAIN if that came too late. */
+/*
+ * If an invalidation has begun since the lookup, userspace may have provided the pages,
+ * so begin anew.  Users try again when a later invalidation ends, which finds
+ * area->failed, and when another refresh succeeds.
+ */
+static int gpc_refresh_failed(struct gpc_area *area, int error)
+{
+	guard(spinlock)(&area->gpc->kvm->gpc_lock);
+
+	if (error == -EINTR)
+		return error;
+
+	if (area->stale)
+		return -EAGAIN;
+
+	area->failed = true;
+	return error;
+}
+
+/* Look the area up, map and publish it.  Return -EAGAIN if it was invalidated meanwhile. */
 static int gpc_try_refresh(struct gpc_area *area)
 {
+	bool is_new = area != READ_ONCE(area->gpc->area);
 	struct page *page[GPC_MAP_MAX] = {};
 	kvm_pfn_t pfn[GPC_MAP_MAX];
+	struct gpc_map *map;
 	unsigned int i;
+	void *addr;
 	int ret;
 
 	ret = gpc_begin_lookup(area);
@@ -727,74 +781,117 @@ static int gpc_try_refresh(struct gpc_area *area)
 		return ret;
 
 	ret = gpc_lookup(area, pfn, page);
-	if (!ret)
-		ret = gpc_map_area(area, pfn, page);
+	if (ret)
+		return gpc_refresh_failed(area, ret);
+
+	addr = gpc_map_pages(area, pfn, page, &map);
 
 	/*
-	 * Put the references to the pages.  They are now tracked by the cache and
-	 * can be safely migrated, swapped, etc... as the cache will invalidate any
-	 * mappings in response to relevant mmu_notifier events, and what is invalid
-	 * already is not published.  That may wait for another refresh.
+	 * Put the references to the pages, which can then be migrated, swapped out etc.
+	 * MMU notifiers invalidate the area, and an area that was invalidated isn't
+	 * published.  The publication of a new area may wait for another refresh.
 	 */
-	if (ret) {
-		for (i = 0; i < area->nr_pages; i++)
-			kvm_release_page_unused(page[i]);
-		return ret;
-	}
-
 	for (i = 0; i < area->nr_pages; i++)
 		kvm_release_page_clean(page[i]);
 
-	/* A new area is nobody's but the cache's then: whoever replaces it frees it. */
-	return area == READ_ONCE(area->gpc->area) ? gpc_publish(area, page) :
-						    gpc_publish_new(area, page);
+	if (IS_ERR(addr))
+		return gpc_refresh_failed(area, PTR_ERR(addr));
+
+	/* Once published, a new area may be freed by the cache's next activation. */
+	ret = is_new ? gpc_publish_new(area, page, addr, map) :
+		       gpc_publish(area, page, addr, map);
+	if (ret && map)
+		gpc_unmap(map);
+
+	return ret;
 }
 
 static int gpc_refresh_area(struct gpc_area *area)
 {
 	int ret;
 
-	/* From when memslots are looked at until the area is mapped. */
-	guard(srcu)(&area->gpc->kvm->srcu);
-
 	/* Pages are faulted in with the address space of the task. */
 	if (WARN_ON_ONCE(current->mm != area->gpc->kvm->mm))
 		return -EIO;
 
+	/* From the lookup of memslots until the area is mapped. */
+	guard(srcu)(&area->gpc->kvm->srcu);
+
 	while ((ret = gpc_try_refresh(area)) == -EAGAIN) {
-		if (fatal_signal_pending(current)) {
-			ret = -EINTR;
-			break;
-		}
+		if (gpc_signal_pending())
+			return -EINTR;
 
 		cond_resched();
 	}
-
-	/* Do not keep a mapping of what may not be userspace's any more. */
-	if (ret)
-		gpc_unmap(&area->map);
 
 	return ret;
 }
 
 static int gpc_refresh(struct gfn_to_pfn_cache *gpc)
 {
-	/* Whoever holds the lock may wait for userspace, e.g. for userfaultfd. */
-	ACQUIRE(mutex_kill, lock)(&gpc->refresh_lock);
-	if (ACQUIRE_ERR(mutex_kill, &lock))
+	bool failed = false;
+	int ret = 0;
+
+	if (gpc_lock_refresh(gpc))
 		return -EINTR;
 
-	if (!gpc->area)
-		return -ENXIO;
+	if (!gpc->area) {
+		ret = -ENXIO;
+	} else if (!READ_ONCE(gpc->khva)) {
+		failed = gpc->area->failed;
+		ret = gpc_refresh_area(gpc->area);
+	}
 
-	/* Somebody else may have done it while the lock was waited for. */
-	if (READ_ONCE(gpc->khva))
-		return 0;
+	mutex_unlock(&gpc->refresh_lock);
 
-	return gpc_refresh_area(gpc->area);
+	/* Other users may have given up. */
+	if (failed && !ret)
+		kvm_arch_gpc_retry(gpc->kvm);
+
+	return ret;
 }
 
-static noinline void *gpc_refresh_and_enter(struct gfn_to_pfn_cache *gpc)
+static int gpc_activate(struct gfn_to_pfn_cache *gpc, gpa_t gpa, unsigned long uhva,
+			unsigned long len)
+{
+	unsigned long offset = offset_in_page(kvm_is_error_gpa(gpa) ? uhva : gpa);
+	unsigned int nr_pages = PAGE_ALIGN(offset + len) >> PAGE_SHIFT;
+	struct gpc_area *area;
+	int ret;
+
+	if (!len || len > KVM_GPC_MAX_LEN)
+		return -EINVAL;
+
+	area = kmalloc_flex(*area, range, nr_pages, GFP_KERNEL_ACCOUNT);
+	if (!area)
+		return -ENOMEM;
+
+	area->gpc = gpc;
+	area->gpa = gpa;
+	area->uhva = uhva;
+	area->len = len;
+	area->nr_pages = nr_pages;
+	area->map = NULL;
+	area->bound = false;
+	area->failed = false;
+	area->nr_ranges = 0;
+
+	ret = gpc_refresh_area(area);
+	if (ret) {
+		scoped_guard(spinlock, &gpc->kvm->gpc_lock)
+			gpc_retire(area);
+		kfree(area);
+	}
+
+	return ret;
+}
+
+/*
+ * Interface
+ * =========
+ */
+
+static noinline void *__kvm_gpc_lock(struct gfn_to_pfn_cache *gpc)
 {
 	void *khva;
 	int ret;
@@ -807,7 +904,9 @@ static noinline void *gpc_refresh_and_enter(struct gfn_to_pfn_cache *gpc)
 		khva = gpc_enter(gpc);
 		if (khva)
 			return khva;
-	} while (!fatal_signal_pending(current));
+
+		/* The area was invalidated again. */
+	} while (!gpc_signal_pending());
 
 	return ERR_PTR(-EINTR);
 }
@@ -819,17 +918,14 @@ void *kvm_gpc_lock(struct gfn_to_pfn_cache *gpc)
 	might_sleep();
 
 	khva = gpc_enter(gpc);
-	if (likely(khva))
-		return khva;
-
-	return gpc_refresh_and_enter(gpc);
+	return khva ? khva : __kvm_gpc_lock(gpc);
 }
 
 void *kvm_gpc_trylock(struct gfn_to_pfn_cache *gpc)
 {
 	void *khva = gpc_enter(gpc);
 
-	if (likely(khva))
+	if (khva)
 		return khva;
 
 	return ERR_PTR(kvm_gpc_is_active(gpc) ? -EWOULDBLOCK : -ENXIO);
@@ -849,45 +945,22 @@ static noinline void gpc_mark_range_dirty(struct kvm *kvm, const struct gpc_rang
 }
 
 /*
- * By a reader.  The memslots and their dirty bitmaps are there still, though they may
- * not be active any more, as kvm_gpc_invalidate_memslot() waits for readers.
+ * The memslots and their dirty bitmaps are still there, though they may not be active
+ * any more, as kvm_gpc_invalidate_memslot() waits for readers.
  */
-static void gpc_mark_dirty(struct kvm *kvm, const struct gpc_area *area)
-{
-	const struct gpc_range *range = area->range, *end = range + area->nr_ranges;
-
-	for (; range < end; range++) {
-		if (range->memslot && unlikely(kvm_slot_dirty_track_enabled(range->memslot)))
-			gpc_mark_range_dirty(kvm, range);
-	}
-}
-
 void kvm_gpc_unlock_dirty(struct gfn_to_pfn_cache *gpc)
 {
+	const struct gpc_range *range = gpc->area->range;
+	const struct gpc_range *end = range + gpc->area->nr_ranges;
+
 	lockdep_assert(lock_is_held(&gpc_lockdep_map));
 
-	gpc_mark_dirty(gpc->kvm, gpc->area);
+	for (; range < end; range++) {
+		if (range->memslot && kvm_slot_dirty_track_enabled(range->memslot))
+			gpc_mark_range_dirty(gpc->kvm, range);
+	}
+
 	gpc_leave(gpc);
-}
-
-void kvm_gpc_init_vm(struct kvm *kvm)
-{
-	struct kvm_gpc_invalidations *inv = &kvm->gpc_invalidations;
-
-	spin_lock_init(&kvm->gpc_lock);
-	kvm->gpc_tree = RB_ROOT_CACHED;
-	inv->range = inv->first;
-	inv->max = ARRAY_SIZE(inv->first);
-	init_waitqueue_head(&inv->wait);
-}
-
-void kvm_gpc_destroy_vm(struct kvm *kvm)
-{
-	struct kvm_gpc_invalidations *inv = &kvm->gpc_invalidations;
-
-	if (inv->range != inv->first)
-		kfree(inv->range);
-	kfree(kvm->gpc_spare);
 }
 
 void kvm_gpc_init(struct gfn_to_pfn_cache *gpc, struct kvm *kvm)
@@ -896,52 +969,6 @@ void kvm_gpc_init(struct gfn_to_pfn_cache *gpc, struct kvm *kvm)
 
 	gpc->kvm = kvm;
 	gpc->gpa = INVALID_GPA;
-}
-
-static struct gpc_area *gpc_new_area(struct gfn_to_pfn_cache *gpc, gpa_t gpa,
-				     unsigned long uhva, unsigned long len)
-{
-	unsigned long offset = offset_in_page(kvm_is_error_gpa(gpa) ? uhva : gpa);
-	unsigned int nr_pages = PAGE_ALIGN(offset + len) >> PAGE_SHIFT;
-	struct gpc_area *area;
-
-	area = gpc_alloc_area(gpc->kvm, nr_pages);
-	if (!area)
-		return NULL;
-
-	area->gpc = gpc;
-	area->gpa = gpa;
-	area->uhva = uhva;
-	area->len = len;
-	area->nr_pages = nr_pages;
-	area->nr_ranges = 0;
-	area->bound = false;
-	area->stale = false;
-	area->map.addr = NULL;
-	return area;
-}
-
-static int gpc_activate(struct gfn_to_pfn_cache *gpc, gpa_t gpa, unsigned long uhva,
-			unsigned long len)
-{
-	struct gpc_area *area;
-	int ret;
-
-	if (!len || len > KVM_GPC_MAX_LEN)
-		return -EINVAL;
-
-	area = gpc_new_area(gpc, gpa, uhva, len);
-	if (!area)
-		return -ENOMEM;
-
-	ret = gpc_refresh_area(area);
-	if (ret) {
-		scoped_guard(spinlock, &gpc->kvm->gpc_lock)
-			gpc_retire(area);
-		gpc_free_area(area);
-	}
-
-	return ret;
 }
 
 int kvm_gpc_activate(struct gfn_to_pfn_cache *gpc, gpa_t gpa, unsigned long len)
@@ -961,8 +988,8 @@ int kvm_gpc_activate_hva(struct gfn_to_pfn_cache *gpc, unsigned long uhva, unsig
 	unsigned long untagged = untagged_addr(uhva);
 
 	/*
-	 * MMU notifiers know of untagged addresses only, so a cache with a tagged
-	 * one would never be invalidated.  The same goes for memslots.
+	 * MMU notifiers and memslots know untagged addresses only, so an area with
+	 * a tagged one would never be invalidated.
 	 */
 	if (uhva != untagged || !access_ok((void __user *)uhva, len))
 		return -EINVAL;
@@ -980,15 +1007,32 @@ void kvm_gpc_deactivate(struct gfn_to_pfn_cache *gpc)
 	if (!area)
 		return;
 
-	spin_lock(&gpc->kvm->gpc_lock);
-	gpc_retire(area);
-	WRITE_ONCE(gpc->area, NULL);
-	WRITE_ONCE(gpc->gpa, INVALID_GPA);
-	WRITE_ONCE(gpc->uhva, 0);
-	WRITE_ONCE(gpc->len, 0);
-	spin_unlock(&gpc->kvm->gpc_lock);
+	scoped_guard(spinlock, &gpc->kvm->gpc_lock) {
+		gpc_retire(area);
+		WRITE_ONCE(gpc->area, NULL);
+		WRITE_ONCE(gpc->gpa, INVALID_GPA);
+		WRITE_ONCE(gpc->uhva, 0);
+		WRITE_ONCE(gpc->len, 0);
+	}
 
-	gpc_free_area(area);
+	kfree(area);
+	gpc_unmap_stale(gpc->kvm);
+}
+
+void kvm_gpc_init_vm(struct kvm *kvm)
+{
+	spin_lock_init(&kvm->gpc_lock);
+	kvm->gpc_tree = RB_ROOT_CACHED;
+	init_waitqueue_head(&kvm->gpc_invalidations.wait);
+	init_llist_head(&kvm->gpc_stale_maps);
+	INIT_WORK(&kvm->gpc_unmap_work, gpc_unmap_stale_fn);
+}
+
+/* No cache is active any more. */
+void kvm_gpc_destroy_vm(struct kvm *kvm)
+{
+	flush_work(&kvm->gpc_unmap_work);
+	WARN_ON_ONCE(!llist_empty(&kvm->gpc_stale_maps));
 }
 
 #ifdef CONFIG_KVM_GPC_KUNIT_TEST

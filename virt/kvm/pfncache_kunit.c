@@ -62,20 +62,15 @@ struct gpc_test {
 };
 
 /* Stubs of functions that fail. */
-static unsigned int gpc_lookup_fast_none(const struct gpc_range *range, struct page **page)
+static int gpc_lookup_poisoned(const struct gpc_range *range, kvm_pfn_t *pfn, struct page **page)
 {
-	return 0;
+	return gpc_pfn_to_errno(KVM_PFN_ERR_HWPOISON);
 }
 
-static kvm_pfn_t gpc_lookup_poisoned(struct kvm_follow_pfn *kfp)
+static struct gpc_map *gpc_map_fails(const kvm_pfn_t *pfn, struct page *const *page,
+				     unsigned int nr)
 {
-	return KVM_PFN_ERR_HWPOISON;
-}
-
-static int gpc_map_fails(struct gpc_map *map, const kvm_pfn_t *pfn, struct page *const *page,
-			 unsigned int nr)
-{
-	return -ENOMEM;
+	return ERR_PTR(-ENOMEM);
 }
 
 static void gpc_test_set_memslots(struct gpc_test *t, bool first, bool second)
@@ -420,9 +415,6 @@ static void gpc_test_no_memory(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, kvm_gpc_activate_hva(&t->gpc2, t->uaddr, GPC_LEN), -EFAULT);
 	KUNIT_EXPECT_TRUE(test, kvm_gpc_is_active(&t->gpc2));
 
-	/* Nor is it mapped here any more. */
-	KUNIT_EXPECT_NULL(test, t->gpc.area->map.addr);
-	KUNIT_EXPECT_NULL(test, t->gpc2.area->map.addr);
 }
 
 static void gpc_test_poison(struct kunit *test)
@@ -430,31 +422,55 @@ static void gpc_test_poison(struct kunit *test)
 	struct gpc_test *t = test->priv;
 
 	gpc_test_activate(test);
-	kunit_activate_static_stub(test, gpc_lookup_fast, gpc_lookup_fast_none);
-	kunit_activate_static_stub(test, gpc_lookup_page, gpc_lookup_poisoned);
+	kunit_activate_static_stub(test, gpc_lookup_range, gpc_lookup_poisoned);
 	gpc_test_invalidate(t);
 	KUNIT_EXPECT_EQ(test, gpc_test_lock_error(&t->gpc), -EHWPOISON);
 	KUNIT_EXPECT_EQ(test, kvm_gpc_activate(&t->gpc2, GPC_GPA, GPC_LEN), -EHWPOISON);
-	kunit_deactivate_static_stub(test, gpc_lookup_page);
-	kunit_deactivate_static_stub(test, gpc_lookup_fast);
+	kunit_deactivate_static_stub(test, gpc_lookup_range);
 
 	gpc_test_expect_area(test, &t->gpc, GPC_GPA);
+}
+
+/* An area across two pages that do not follow one another in memory. */
+static gpa_t gpc_test_scattered_area(struct kunit *test)
+{
+	struct gpc_test *t = test->priv;
+	unsigned long uaddr[] = {
+		t->uaddr, t->uaddr2, t->uaddr + PAGE_SIZE, t->uaddr2 + PAGE_SIZE,
+	};
+	gpa_t gpa;
+	void *p;
+	int i;
+
+	/* Every other page first. */
+	for (i = 0; i < ARRAY_SIZE(uaddr); i++)
+		KUNIT_ASSERT_EQ(test, put_user(0, (u8 __user *)uaddr[i]), 0);
+
+	for (gpa = GPC_GPA + PAGE_SIZE - 10; gpa < GPC_NO_GPA - PAGE_SIZE; gpa += PAGE_SIZE) {
+		KUNIT_ASSERT_EQ(test, kvm_gpc_activate(&t->gpc, gpa, GPC_LEN), 0);
+		p = kvm_gpc_lock(&t->gpc);
+		KUNIT_ASSERT_FALSE(test, IS_ERR(p));
+		kvm_gpc_unlock(&t->gpc);
+		if (is_vmalloc_addr(p))
+			return gpa;
+	}
+
+	KUNIT_FAIL_AND_ABORT(test, "All pages follow one another");
+	return INVALID_GPA;
 }
 
 static void gpc_test_map_fails(struct kunit *test)
 {
 	struct gpc_test *t = test->priv;
+	gpa_t gpa = gpc_test_scattered_area(test);
 
 	gpc_test_activate(test);
 	kunit_activate_static_stub(test, gpc_map, gpc_map_fails);
-	KUNIT_EXPECT_EQ(test, kvm_gpc_activate(&t->gpc2, GPC_GPA, GPC_LEN), -ENOMEM);
+	KUNIT_EXPECT_EQ(test, kvm_gpc_activate(&t->gpc2, gpa, GPC_LEN), -ENOMEM);
+	KUNIT_EXPECT_FALSE(test, kvm_gpc_is_active(&t->gpc2));
 
-	/* The page that is mapped already, it does not map again. */
-	gpc_test_invalidate(t);
-	gpc_test_expect_area(test, &t->gpc, GPC_GPA);
-
-	/* Another it has to, and keeps what it has. */
-	KUNIT_EXPECT_EQ(test, kvm_gpc_activate(&t->gpc, GPC_GPA + PAGE_SIZE, GPC_LEN), -ENOMEM);
+	/* The cache keeps what it has. */
+	KUNIT_EXPECT_EQ(test, kvm_gpc_activate(&t->gpc, gpa, GPC_LEN), -ENOMEM);
 	KUNIT_EXPECT_EQ(test, gpc_test_trylock_error(&t->gpc), 0);
 	kunit_deactivate_static_stub(test, gpc_map);
 
@@ -567,17 +583,17 @@ static void gpc_test_wakes_up(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, t->locker_error, 0);
 }
 
-/* So many at a time that there has to be made room for: all are told apart still. */
+/* As many as there is room for: each holds up its own area only. */
 static void gpc_test_many_invalidations(struct kunit *test)
 {
 	struct gpc_test *t = test->priv;
-	int room = t->kvm->gpc_invalidations.max;
+	int room = ARRAY_SIZE(t->kvm->gpc_invalidations.range) - 1;
 	int i;
 
 	gpc_test_activate(test);
 	gpc_test_expect_area(test, &t->gpc, GPC_GPA);
 
-	for (i = 0; i < 5 * room; i++)
+	for (i = 0; i < room; i++)
 		gpc_test_invalidate_start(t, 1);
 	KUNIT_EXPECT_FALSE(test, gpc_test_has_to_wait(&t->gpc));
 	gpc_test_invalidate_start(t, 0);
@@ -585,25 +601,19 @@ static void gpc_test_many_invalidations(struct kunit *test)
 	gpc_test_invalidate_end(t, 0);
 	KUNIT_EXPECT_FALSE(test, gpc_test_has_to_wait(&t->gpc));
 
-	for (i = 0; i < 5 * room; i++)
+	for (i = 0; i < room; i++)
 		gpc_test_invalidate_end(t, 1);
 	KUNIT_EXPECT_EQ(test, t->kvm->gpc_invalidations.nr, 0);
 	KUNIT_EXPECT_EQ(test, t->kvm->gpc_invalidations.nr_anywhere, 0);
 }
 
-static bool gpc_make_room_fails(struct kvm_gpc_invalidations *inv)
-{
-	return false;
-}
-
-/* More than there is room for: nobody is missed, nor does it stay so. */
+/* More than there is room for: none is missed, and each of them ends. */
 static void gpc_test_no_room(struct kunit *test)
 {
 	struct gpc_test *t = test->priv;
-	int room = t->kvm->gpc_invalidations.max;
+	int room = ARRAY_SIZE(t->kvm->gpc_invalidations.range);
 	int i;
 
-	kunit_activate_static_stub(test, gpc_make_room, gpc_make_room_fails);
 	gpc_test_activate(test);
 	gpc_test_expect_area(test, &t->gpc, GPC_GPA);
 
@@ -623,23 +633,22 @@ static void gpc_test_no_room(struct kunit *test)
 }
 
 /* What was invalidated while it was looked up is looked up again. */
-static kvm_pfn_t gpc_lookup_too_late(struct kvm_follow_pfn *kfp)
+static int gpc_lookup_too_late(const struct gpc_range *range, kvm_pfn_t *pfn, struct page **page)
 {
 	struct gpc_test *t = kunit_get_current_test()->priv;
-	kvm_pfn_t pfn = hva_to_pfn(kfp);
+	int ret = gpc_lookup_slow(range, 0, pfn, page);
 
 	if (!t->lookups++)
 		gpc_test_invalidate(t);
 
-	return pfn;
+	return ret;
 }
 
 static void gpc_test_retry(struct kunit *test)
 {
 	struct gpc_test *t = test->priv;
 
-	kunit_activate_static_stub(test, gpc_lookup_fast, gpc_lookup_fast_none);
-	kunit_activate_static_stub(test, gpc_lookup_page, gpc_lookup_too_late);
+	kunit_activate_static_stub(test, gpc_lookup_range, gpc_lookup_too_late);
 	gpc_test_activate(test);
 	KUNIT_EXPECT_EQ(test, t->lookups, 2);
 
@@ -647,13 +656,12 @@ static void gpc_test_retry(struct kunit *test)
 	gpc_test_invalidate(t);
 	KUNIT_EXPECT_EQ(test, gpc_test_lock_error(&t->gpc), 0);
 	KUNIT_EXPECT_EQ(test, t->lookups, 2);
-	kunit_deactivate_static_stub(test, gpc_lookup_page);
-	kunit_deactivate_static_stub(test, gpc_lookup_fast);
+	kunit_deactivate_static_stub(test, gpc_lookup_range);
 	gpc_test_expect_area(test, &t->gpc, GPC_GPA);
 }
 
 /* While a new area is looked up, the old one is refreshed as ever. */
-static kvm_pfn_t gpc_lookup_and_lock(struct kvm_follow_pfn *kfp)
+static int gpc_lookup_and_lock(const struct gpc_range *range, kvm_pfn_t *pfn, struct page **page)
 {
 	struct gpc_test *t = kunit_get_current_test()->priv;
 
@@ -663,21 +671,19 @@ static kvm_pfn_t gpc_lookup_and_lock(struct kvm_follow_pfn *kfp)
 		t->locker_error = gpc_test_lock_error(&t->gpc);
 	}
 
-	return hva_to_pfn(kfp);
+	return gpc_lookup_slow(range, 0, pfn, page);
 }
 
 /* Activate the second page's area, with @lookup for its page and for that of another area. */
 static void gpc_test_during_activation(struct kunit *test,
-				       kvm_pfn_t (*lookup)(struct kvm_follow_pfn *kfp))
+				       typeof(gpc_lookup_range) *lookup)
 {
 	struct gpc_test *t = test->priv;
 
-	kunit_activate_static_stub(test, gpc_lookup_fast, gpc_lookup_fast_none);
-	kunit_activate_static_stub(test, gpc_lookup_page, *lookup);
+	kunit_activate_static_stub(test, gpc_lookup_range, *lookup);
 	t->locker_error = -EINPROGRESS;
 	KUNIT_EXPECT_EQ(test, kvm_gpc_activate(&t->gpc, GPC_GPA + PAGE_SIZE, GPC_LEN), 0);
-	kunit_deactivate_static_stub(test, gpc_lookup_page);
-	kunit_deactivate_static_stub(test, gpc_lookup_fast);
+	kunit_deactivate_static_stub(test, gpc_lookup_range);
 
 	KUNIT_EXPECT_EQ(test, t->lookups, 2);
 	KUNIT_EXPECT_EQ(test, t->locker_error, 0);
@@ -691,14 +697,15 @@ static void gpc_test_refresh_during_activation(struct kunit *test)
 }
 
 /* Who activates a cache waits for nobody who does so, too: the last one to map wins. */
-static kvm_pfn_t gpc_lookup_and_activate(struct kvm_follow_pfn *kfp)
+static int gpc_lookup_and_activate(const struct gpc_range *range, kvm_pfn_t *pfn,
+				   struct page **page)
 {
 	struct gpc_test *t = kunit_get_current_test()->priv;
 
 	if (!t->lookups++)
 		t->locker_error = kvm_gpc_activate(&t->gpc, GPC_GPA, GPC_LEN);
 
-	return hva_to_pfn(kfp);
+	return gpc_lookup_slow(range, 0, pfn, page);
 }
 
 static void gpc_test_activation_during_activation(struct kunit *test)
@@ -918,32 +925,20 @@ static int gpc_test_wait_for_read(struct gpc_test *t)
 	return 0;
 }
 
-/* An area across two pages that do not follow one another in memory. */
-static gpa_t gpc_test_scattered_area(struct kunit *test)
+/* An invalidated area is unmapped though no refresh follows. */
+static void gpc_test_unmapped_without_refresh(struct kunit *test)
 {
 	struct gpc_test *t = test->priv;
-	unsigned long uaddr[] = {
-		t->uaddr, t->uaddr2, t->uaddr + PAGE_SIZE, t->uaddr2 + PAGE_SIZE,
-	};
-	gpa_t gpa;
-	void *p;
-	int i;
+	void *khva;
 
-	/* Every other page first. */
-	for (i = 0; i < ARRAY_SIZE(uaddr); i++)
-		KUNIT_ASSERT_EQ(test, put_user(0, (u8 __user *)uaddr[i]), 0);
+	KUNIT_ASSERT_EQ(test, kvm_gpc_activate(&t->gpc, gpc_test_scattered_area(test), GPC_LEN), 0);
+	khva = t->gpc.khva;
+	KUNIT_ASSERT_NOT_NULL(test, find_vm_area(khva));
 
-	for (gpa = GPC_GPA + PAGE_SIZE - 10; gpa < GPC_NO_GPA - PAGE_SIZE; gpa += PAGE_SIZE) {
-		KUNIT_ASSERT_EQ(test, kvm_gpc_activate(&t->gpc, gpa, GPC_LEN), 0);
-		p = kvm_gpc_lock(&t->gpc);
-		KUNIT_ASSERT_FALSE(test, IS_ERR(p));
-		kvm_gpc_unlock(&t->gpc);
-		if (is_vmalloc_addr(p))
-			return gpa;
-	}
-
-	KUNIT_FAIL_AND_ABORT(test, "All pages follow one another");
-	return INVALID_GPA;
+	kvm_gpc_invalidate_all(t->kvm);
+	flush_work(&t->kvm->gpc_unmap_work);
+	KUNIT_EXPECT_NULL(test, find_vm_area(khva));
+	KUNIT_EXPECT_TRUE(test, kvm_gpc_is_active(&t->gpc));
 }
 
 static int gpc_test_move(struct gpc_test *t)
@@ -1244,6 +1239,7 @@ static struct kunit_case gpc_test_cases[] = {
 	KUNIT_CASE(gpc_test_all_or_nothing),
 	KUNIT_CASE(gpc_test_several_pages),
 	KUNIT_CASE(gpc_test_several_pages_invalidated),
+	KUNIT_CASE(gpc_test_unmapped_without_refresh),
 	KUNIT_CASE(gpc_test_unmap_under_reader),
 	KUNIT_CASE(gpc_test_nested),
 	KUNIT_CASE(gpc_test_invalidation_waits),
@@ -1276,8 +1272,13 @@ struct gpc_map_test {
 	u8 *addr[GPC_MAP_MAX];
 	struct page *pages;
 	void *memory;
-	struct gpc_map map;
+	/* Where the frames are mapped, and NULL if in the direct map. */
+	u8 *khva;
+	struct gpc_map *map;
 };
+
+/* What gpc_map_test_map() returns for it; other kinds are gpc_map's. */
+#define GPC_MAP_TEST_DIRECT	100
 
 static void gpc_map_test_frames(struct gpc_map_test *m, kvm_pfn_t pfn, void *addr,
 				bool scattered)
@@ -1350,7 +1351,7 @@ static void gpc_map_test_use_hole(struct kunit *test, bool scattered)
 static void gpc_map_test_expect_alias(struct kunit *test, unsigned int nr)
 {
 	struct gpc_map_test *m = test->priv;
-	u8 *addr = m->map.addr;
+	u8 *addr = m->khva;
 	unsigned int i;
 
 	/* A write that begins in the last byte of one page ends in the next. */
@@ -1379,25 +1380,43 @@ static void gpc_map_test_expect_alias(struct kunit *test, unsigned int nr)
 	KUNIT_EXPECT_EQ(test, i, nr * PAGE_SIZE);
 }
 
-/* Map the first so many frames: one alone is neither scattered nor contiguous. */
-static void gpc_map_test_each_nr(struct kunit *test, enum gpc_map_kind one,
-				 enum gpc_map_kind several)
+/* Map the first @nr frames as a refresh does.  Return the kind, or an error. */
+static int gpc_map_test_map(struct gpc_map_test *m, unsigned int nr)
+{
+	struct gpc_map *map;
+
+	m->khva = gpc_direct_address(m->pfn, m->page, nr);
+	if (m->khva)
+		return GPC_MAP_TEST_DIRECT;
+
+	map = gpc_map(m->pfn, m->page, nr);
+	if (IS_ERR(map))
+		return PTR_ERR(map);
+
+	m->map = map;
+	m->khva = map->addr;
+	return map->kind;
+}
+
+static void gpc_map_test_unmap(struct gpc_map_test *m)
+{
+	if (m->map)
+		gpc_unmap(m->map);
+	m->map = NULL;
+}
+
+/* One frame alone is neither scattered nor contiguous. */
+static void gpc_map_test_each_nr(struct kunit *test, int one, int several)
 {
 	struct gpc_map_test *m = test->priv;
 	unsigned int nr;
 
 	for (nr = 1; nr <= GPC_MAP_MAX; nr++) {
-		KUNIT_ASSERT_EQ(test, gpc_map(&m->map, m->pfn, m->page, nr), 0);
-		KUNIT_EXPECT_EQ(test, m->map.kind, nr > 1 ? several : one);
-		/* The memory type of such frames may have changed. */
-		KUNIT_EXPECT_EQ(test, gpc_is_map_of(&m->map, m->pfn, nr),
-				m->map.kind != GPC_MAP_VMAP_PFN);
-		KUNIT_EXPECT_FALSE(test, gpc_is_map_of(&m->map, m->pfn, nr - 1));
+		KUNIT_ASSERT_EQ(test, gpc_map_test_map(m, nr), nr > 1 ? several : one);
 		gpc_map_test_expect_alias(test, nr);
-
-		gpc_unmap(&m->map);
-		KUNIT_EXPECT_NULL(test, m->map.addr);
-		KUNIT_EXPECT_FALSE(test, gpc_is_map_of(&m->map, m->pfn, nr));
+		gpc_map_test_unmap(m);
+		if (several != GPC_MAP_TEST_DIRECT && nr > 1)
+			KUNIT_EXPECT_NULL(test, find_vm_area(m->khva));
 	}
 }
 
@@ -1405,25 +1424,25 @@ static void gpc_map_test_each_nr(struct kunit *test, enum gpc_map_kind one,
 static void gpc_map_test_contiguous(struct kunit *test)
 {
 	gpc_map_test_use_pages(test, false);
-	gpc_map_test_each_nr(test, GPC_MAP_DIRECT, GPC_MAP_DIRECT);
+	gpc_map_test_each_nr(test, GPC_MAP_TEST_DIRECT, GPC_MAP_TEST_DIRECT);
 }
 
 static void gpc_map_test_scattered(struct kunit *test)
 {
 	gpc_map_test_use_pages(test, true);
-	gpc_map_test_each_nr(test, GPC_MAP_DIRECT, GPC_MAP_VMAP);
+	gpc_map_test_each_nr(test, GPC_MAP_TEST_DIRECT, GPC_MAP_VMAP);
 }
 
 static void gpc_map_test_number_only(struct kunit *test)
 {
 	gpc_map_test_use_numbers(test, false);
-	gpc_map_test_each_nr(test, GPC_MAP_DIRECT, GPC_MAP_DIRECT);
+	gpc_map_test_each_nr(test, GPC_MAP_TEST_DIRECT, GPC_MAP_TEST_DIRECT);
 }
 
 static void gpc_map_test_scattered_number_only(struct kunit *test)
 {
 	gpc_map_test_use_numbers(test, true);
-	gpc_map_test_each_nr(test, GPC_MAP_DIRECT, GPC_MAP_VMAP_PFN);
+	gpc_map_test_each_nr(test, GPC_MAP_TEST_DIRECT, GPC_MAP_VMAP);
 }
 
 static void gpc_map_test_no_struct_page(struct kunit *test)
@@ -1435,7 +1454,7 @@ static void gpc_map_test_no_struct_page(struct kunit *test)
 static void gpc_map_test_scattered_no_struct_page(struct kunit *test)
 {
 	gpc_map_test_use_bare(test, true);
-	gpc_map_test_each_nr(test, GPC_MAP_MEMREMAP, GPC_MAP_VMAP_PFN);
+	gpc_map_test_each_nr(test, GPC_MAP_MEMREMAP, GPC_MAP_VMAP);
 }
 
 static void gpc_map_test_hole(struct kunit *test)
@@ -1447,7 +1466,7 @@ static void gpc_map_test_hole(struct kunit *test)
 static void gpc_map_test_scattered_hole(struct kunit *test)
 {
 	gpc_map_test_use_hole(test, true);
-	gpc_map_test_each_nr(test, GPC_MAP_MEMREMAP, GPC_MAP_VMAP_PFN);
+	gpc_map_test_each_nr(test, GPC_MAP_MEMREMAP, GPC_MAP_VMAP);
 }
 
 /* Pages in a row, in any other order than that of their frames, and one twice. */
@@ -1459,16 +1478,15 @@ static void gpc_map_test_order(struct kunit *test)
 	swap(m->pfn[0], m->pfn[1]);
 	swap(m->page[0], m->page[1]);
 	swap(m->addr[0], m->addr[1]);
-	KUNIT_ASSERT_EQ(test, gpc_map(&m->map, m->pfn, m->page, 2), 0);
-	KUNIT_EXPECT_EQ(test, m->map.kind, GPC_MAP_VMAP);
+	KUNIT_ASSERT_EQ(test, gpc_map_test_map(m, 2), GPC_MAP_VMAP);
 	gpc_map_test_expect_alias(test, 2);
-	gpc_unmap(&m->map);
+	gpc_map_test_unmap(m);
 
 	m->pfn[1] = m->pfn[0];
-	KUNIT_ASSERT_EQ(test, gpc_map(&m->map, m->pfn, m->page, 2), 0);
-	WRITE_ONCE(*(u8 *)m->map.addr, 0x55);
-	KUNIT_EXPECT_EQ(test, READ_ONCE(((u8 *)m->map.addr)[PAGE_SIZE]), 0x55);
-	gpc_unmap(&m->map);
+	KUNIT_ASSERT_EQ(test, gpc_map_test_map(m, 2), GPC_MAP_VMAP);
+	WRITE_ONCE(m->khva[0], 0x55);
+	KUNIT_EXPECT_EQ(test, READ_ONCE(m->khva[PAGE_SIZE]), 0x55);
+	gpc_map_test_unmap(m);
 }
 
 /*
@@ -1493,11 +1511,10 @@ static void gpc_map_test_mixed(struct kunit *test)
 	gpc_map_test_use_pages(test, false);
 	m->pfn[1] = bare;
 	m->page[1] = NULL;
-	KUNIT_EXPECT_EQ(test, gpc_map(&m->map, m->pfn, m->page, 2), -EOPNOTSUPP);
+	KUNIT_EXPECT_EQ(test, gpc_map_test_map(m, 2), -EOPNOTSUPP);
 	swap(m->pfn[0], m->pfn[1]);
 	swap(m->page[0], m->page[1]);
-	KUNIT_EXPECT_EQ(test, gpc_map(&m->map, m->pfn, m->page, 2), -EOPNOTSUPP);
-	KUNIT_EXPECT_NULL(test, m->map.addr);
+	KUNIT_EXPECT_EQ(test, gpc_map_test_map(m, 2), -EOPNOTSUPP);
 }
 
 static int gpc_map_test_init(struct kunit *test)
@@ -1516,7 +1533,7 @@ static void gpc_map_test_exit(struct kunit *test)
 	if (!m)
 		return;
 
-	gpc_unmap(&m->map);
+	gpc_map_test_unmap(m);
 	if (m->pages)
 		__free_pages(m->pages, get_order(GPC_MAP_TEST_LEN));
 	if (m->memory)

@@ -2,10 +2,10 @@
 /*
  * From page frames to one kernel address, and back.
  *
- * This file knows nothing of caches, VMs or locks: the caller owns its struct
- * gpc_map, sees to it that the frames are what it wants to map, and that nobody
- * uses the address any more when it is unmapped.  No reference to a page is taken
- * or kept.  Both functions may sleep.
+ * This file knows nothing of caches, VMs or locks.  The caller owns the struct
+ * gpc_map that it got from gpc_map() until it calls gpc_unmap(), when no reader
+ * may use the address any more.  No reference to a page is taken or kept.
+ * gpc_map() and gpc_unmap() may sleep, gpc_direct_address() doesn't.
  *
  * How frames are mapped depends on what they are:
  *
@@ -33,57 +33,17 @@
 
 #include "pfncache_map.h"
 
-struct gpc_frames {
-	bool contiguous;
-	/* How many have a struct page that the caller knows, and how many have one. */
-	unsigned int nr_known;
-	unsigned int nr_pages;
-	/* How many can be used as RAM, and how many are in the direct map. */
-	unsigned int nr_ram;
-	unsigned int nr_direct;
-};
-
-/* As it mostly is: the caller has got references to pages that follow one another. */
-static bool gpc_are_direct(const kvm_pfn_t *pfn, struct page *const *page, unsigned int nr)
+static bool gpc_has_page(kvm_pfn_t pfn, struct page *page)
 {
-	unsigned int i;
-
-	for (i = 0; i < nr; i++) {
-		if (!page[i] || PageHighMem(page[i]) || pfn[i] != pfn[0] + i)
-			return false;
-	}
-
-	return true;
+	return page || pfn_valid(pfn);
 }
 
-static struct gpc_frames gpc_look_at_frames(const kvm_pfn_t *pfn, struct page *const *page,
-					    unsigned int nr)
+static bool gpc_is_ram(kvm_pfn_t pfn, struct page *page)
 {
-	struct gpc_frames f = { .contiguous = true };
-	unsigned int i;
-
-	for (i = 0; i < nr; i++) {
-		if (i && pfn[i] != pfn[i - 1] + 1)
-			f.contiguous = false;
-
-		if (page[i])
-			f.nr_known++;
-		else if (!pfn_valid(pfn[i]))
-			continue;
-		f.nr_pages++;
-
-		if (!page[i] && !page_is_ram(pfn[i]))
-			continue;
-		f.nr_ram++;
-
-		if (!PageHighMem(pfn_to_page(pfn[i])))
-			f.nr_direct++;
-	}
-
-	return f;
+	return page || (pfn_valid(pfn) && page_is_ram(pfn));
 }
 
-static noinline void *gpc_vmap(const kvm_pfn_t *pfn, unsigned int nr, pgprot_t prot)
+static void *gpc_vmap(const kvm_pfn_t *pfn, unsigned int nr, pgprot_t prot)
 {
 	struct page *pages[GPC_MAP_MAX];
 	unsigned int i;
@@ -94,7 +54,7 @@ static noinline void *gpc_vmap(const kvm_pfn_t *pfn, unsigned int nr, pgprot_t p
 	return vmap(pages, nr, VM_MAP, prot);
 }
 
-static noinline void *gpc_vmap_pfn(const kvm_pfn_t *pfn, unsigned int nr, pgprot_t prot)
+static void *gpc_vmap_pfn(const kvm_pfn_t *pfn, unsigned int nr, pgprot_t prot)
 {
 	unsigned long frames[GPC_MAP_MAX];
 	unsigned int i;
@@ -103,6 +63,28 @@ static noinline void *gpc_vmap_pfn(const kvm_pfn_t *pfn, unsigned int nr, pgprot
 		frames[i] = pfn[i];
 
 	return vmap_pfn(frames, nr, prot);
+}
+
+/* With the memory type that userspace's mapping has. */
+static void *gpc_vmap_by_type(const kvm_pfn_t *pfn, unsigned int nr, bool has_pages)
+{
+	pgprot_t prot = PAGE_KERNEL;
+	unsigned int i;
+
+	/* Which of the frames are encrypted isn't known here. */
+	if (cc_platform_has(CC_ATTR_MEM_ENCRYPT))
+		return ERR_PTR(-EOPNOTSUPP);
+
+	for (i = 0; i < nr; i++) {
+		pgprot_t p = PAGE_KERNEL;
+
+		if (pfnmap_setup_cachemode(pfn[i], PAGE_SIZE, &p) ||
+		    (i && pgprot_val(p) != pgprot_val(prot)))
+			return ERR_PTR(-EOPNOTSUPP);
+		prot = p;
+	}
+
+	return has_pages ? gpc_vmap(pfn, nr, prot) : gpc_vmap_pfn(pfn, nr, prot);
 }
 
 static void *gpc_memremap(kvm_pfn_t pfn, unsigned int nr)
@@ -114,140 +96,101 @@ static void *gpc_memremap(kvm_pfn_t pfn, unsigned int nr)
 #endif
 }
 
-/* With the memory type that userspace's mapping has. */
-static int gpc_frames_prot(const kvm_pfn_t *pfn, unsigned int nr, pgprot_t *prot)
-{
-	unsigned int i;
-
-	/* Nobody says here which frames are encrypted. */
-	if (cc_platform_has(CC_ATTR_MEM_ENCRYPT))
-		return -EOPNOTSUPP;
-
-	for (i = 0; i < nr; i++) {
-		pgprot_t p = PAGE_KERNEL;
-
-		if (pfnmap_setup_cachemode(pfn[i], PAGE_SIZE, &p))
-			return -EOPNOTSUPP;
-		if (i && pgprot_val(p) != pgprot_val(*prot))
-			return -EOPNOTSUPP;
-		*prot = p;
-	}
-
-	return 0;
-}
-
-static int gpc_map_scattered(struct gpc_map *map, const kvm_pfn_t *pfn, unsigned int nr,
-			     const struct gpc_frames *f)
-{
-	pgprot_t prot;
-	int ret;
-
-	if (f->nr_known == nr) {
-		map->kind = GPC_MAP_VMAP;
-		map->addr = gpc_vmap(pfn, nr, PAGE_KERNEL);
-		return 0;
-	}
-
-	if (f->nr_pages && f->nr_pages != nr)
-		return -EOPNOTSUPP;
-
-	ret = gpc_frames_prot(pfn, nr, &prot);
-	if (ret)
-		return ret;
-
-	map->kind = GPC_MAP_VMAP_PFN;
-	map->addr = f->nr_pages ? gpc_vmap(pfn, nr, prot) : gpc_vmap_pfn(pfn, nr, prot);
-	return 0;
-}
-
-static noinline int gpc_map_any(struct gpc_map *map, const kvm_pfn_t *pfn,
-				struct page *const *page, unsigned int nr)
-{
-	struct gpc_frames f = gpc_look_at_frames(pfn, page, nr);
-
-	if (!f.contiguous || (f.nr_ram && f.nr_direct != nr))
-		return gpc_map_scattered(map, pfn, nr, &f);
-
-	if (f.nr_ram) {
-		map->kind = GPC_MAP_DIRECT;
-		map->addr = page_address(pfn_to_page(pfn[0]));
-	} else {
-		map->kind = GPC_MAP_MEMREMAP;
-		map->addr = gpc_memremap(pfn[0], nr);
-	}
-
-	return 0;
-}
-
 /**
- * gpc_map() - map page frames
- * @map: where to put what gpc_unmap() needs; nothing may be mapped by it
- * @pfn: the frames, of the memory that userspace has mapped
+ * gpc_direct_address() - find page frames in the direct map
+ * @pfn: the frames
  * @page: their struct pages, NULL for those of which the caller knows none
  * @nr: their number, from 1 to GPC_MAP_MAX
  *
- * Return: 0 and @map->addr, or else
+ * Return: The address of the first frame if all of them follow one another in the
+ *	   direct map, or else NULL.
+ */
+void *gpc_direct_address(const kvm_pfn_t *pfn, struct page *const *page, unsigned int nr)
+{
+	unsigned int i;
+
+	for (i = 0; i < nr; i++) {
+		if (pfn[i] != pfn[0] + i || !gpc_is_ram(pfn[i], page[i]) ||
+		    PageHighMem(pfn_to_page(pfn[i])))
+			return NULL;
+	}
+
+	return page_address(pfn_to_page(pfn[0]));
+}
+
+/**
+ * gpc_map() - map page frames that aren't together in the direct map
+ * @pfn: the frames, of memory that userspace has mapped
+ * @page: their struct pages, NULL for those of which the caller knows none
+ * @nr: their number, from 1 to GPC_MAP_MAX
+ *
+ * Return: What gpc_unmap() is to be called with, or else an ERR_PTR() of:
  *	   -ENOMEM: the frames cannot be mapped,
  *	   -EOPNOTSUPP: there is no way to map such frames together: only some of
  *	   them have a struct page, or they are scattered and their memory types
  *	   differ.
  */
-int gpc_map(struct gpc_map *map, const kvm_pfn_t *pfn, struct page *const *page,
-	    unsigned int nr)
+struct gpc_map *gpc_map(const kvm_pfn_t *pfn, struct page *const *page, unsigned int nr)
 {
-	unsigned int i;
-	int ret = 0;
+	unsigned int i, nr_pages = 0, nr_known = 0;
+	bool contiguous = true, any_ram = false;
+	struct gpc_map *map;
 
-	KUNIT_STATIC_STUB_REDIRECT(gpc_map, map, pfn, page, nr);
+	KUNIT_STATIC_STUB_REDIRECT(gpc_map, pfn, page, nr);
 
 	might_sleep();
 
-	if (WARN_ON_ONCE(map->addr || !nr || nr > GPC_MAP_MAX))
-		return -EINVAL;
-
-	if (likely(gpc_are_direct(pfn, page, nr))) {
-		map->kind = GPC_MAP_DIRECT;
-		map->addr = page_address(page[0]);
-	} else {
-		ret = gpc_map_any(map, pfn, page, nr);
+	for (i = 0; i < nr; i++) {
+		contiguous &= pfn[i] == pfn[0] + i;
+		any_ram |= gpc_is_ram(pfn[i], page[i]);
+		nr_pages += gpc_has_page(pfn[i], page[i]);
+		nr_known += !!page[i];
 	}
 
-	if (ret)
-		return ret;
-	if (!map->addr)
-		return -ENOMEM;
+	map = kmalloc_obj(*map, GFP_KERNEL_ACCOUNT);
+	if (!map)
+		return ERR_PTR(-ENOMEM);
 
-	map->nr = nr;
-	for (i = 0; i < nr; i++)
-		map->pfn[i] = pfn[i];
+	map->kind = GPC_MAP_VMAP;
+	if (contiguous && !any_ram) {
+		map->kind = GPC_MAP_MEMREMAP;
+		map->addr = gpc_memremap(pfn[0], nr);
+	} else if (nr_known == nr) {
+		map->addr = gpc_vmap(pfn, nr, PAGE_KERNEL);
+	} else if (!nr_pages || nr_pages == nr) {
+		map->addr = gpc_vmap_by_type(pfn, nr, nr_pages);
+	} else {
+		map->addr = ERR_PTR(-EOPNOTSUPP);
+	}
 
-	return 0;
+	if (IS_ERR_OR_NULL(map->addr)) {
+		int ret = map->addr ? PTR_ERR(map->addr) : -ENOMEM;
+
+		kfree(map);
+		return ERR_PTR(ret);
+	}
+
+	return map;
 }
 
 /**
  * gpc_unmap() - undo gpc_map()
- * @map: what gpc_map() wrote, or all zeroes
+ * @map: what gpc_map() returned
  */
 void gpc_unmap(struct gpc_map *map)
 {
-	if (!map->addr)
-		return;
-
 	might_sleep();
 
 	switch (map->kind) {
 	case GPC_MAP_VMAP:
-	case GPC_MAP_VMAP_PFN:
 		vunmap(map->addr);
 		break;
-#ifdef CONFIG_HAS_IOMEM
 	case GPC_MAP_MEMREMAP:
+#ifdef CONFIG_HAS_IOMEM
 		memunmap(map->addr);
-		break;
 #endif
-	default:
 		break;
 	}
 
-	map->addr = NULL;
+	kfree(map);
 }

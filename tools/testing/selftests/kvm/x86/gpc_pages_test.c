@@ -3,15 +3,22 @@
  * Areas of KVM's that are in several pages: wherever the pages are, each byte of the
  * area is where the guest has it, no other byte changes, and what fails on the way
  * to a new area leaves the old one alone.
+ *
+ * Pages that do not follow one another, and memory that is no RAM to the kernel,
+ * have a mapping of their own.  It must not outlive userspace's, even if the
+ * vCPU never runs again, as the pages may be used for anything then.
  */
 #include <fcntl.h>
 #include <linux/loop.h>
 #include <linux/mempolicy.h>
 #include <linux/sizes.h>
 #include <pthread.h>
+#include <signal.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
+#include <time.h>
 
 #include "test_util.h"
 #include "kvm_test_harness.h"
@@ -42,6 +49,10 @@
 /* What is looked at before and after an area. */
 #define MARGIN		16
 #define UNTOUCHED	0xaa
+
+/* What takes longer is taken for what never happens. */
+#define LIMIT_S		5
+#define STORM_ROUNDS	50
 
 #define PM_PRESENT	BIT_ULL(63)
 #define PM_PFN		GENMASK_ULL(54, 0)
@@ -80,15 +91,22 @@ static void touch_scattered(char *mem)
 		WRITE_ONCE(mem[i * PAGE_SIZE], 0);
 }
 
+static struct kvm_vm *create_vm(struct kvm_vcpu **vcpu)
+{
+	struct kvm_vm *vm = vm_create_with_one_vcpu(vcpu, xen_guest_idle);
+
+	xen_enable(vm);
+	vm_userspace_mem_region_add(vm, VM_MEM_SRC_ANONYMOUS, GPA, SLOT, NR_PAGES, 0);
+	vm_userspace_mem_region_add(vm, VM_MEM_SRC_ANONYMOUS, GPA2, SLOT2, NR_PAGES, 0);
+	touch_scattered(addr_gpa2hva(vm, GPA));
+	touch_scattered(addr_gpa2hva(vm, GPA2));
+	vcpu_ioctl(*vcpu, KVM_XEN_VCPU_SET_ATTR, &runstate_data);
+	return vm;
+}
+
 FIXTURE_SETUP(gpc_pages)
 {
-	self->vm = vm_create_with_one_vcpu(&self->vcpu, xen_guest_idle);
-	xen_enable(self->vm);
-	vm_userspace_mem_region_add(self->vm, VM_MEM_SRC_ANONYMOUS, GPA, SLOT, NR_PAGES, 0);
-	vm_userspace_mem_region_add(self->vm, VM_MEM_SRC_ANONYMOUS, GPA2, SLOT2, NR_PAGES, 0);
-	touch_scattered(addr_gpa2hva(self->vm, GPA));
-	touch_scattered(addr_gpa2hva(self->vm, GPA2));
-	vcpu_ioctl(self->vcpu, KVM_XEN_VCPU_SET_ATTR, &runstate_data);
+	self->vm = create_vm(&self->vcpu);
 }
 
 FIXTURE_TEARDOWN(gpc_pages)
@@ -285,22 +303,29 @@ static off_t hole_memory(void)
 	return where < 0 || is_ram(where) ? 0 : where;
 }
 
-static bool add_bare_memory(struct kvm_vm *vm, off_t where)
+static void map_bare_page(int i, off_t where)
 {
 	static const int page[NR_BARE] = { 0, 1, 3, 2 };
-	int i, fd;
+	int fd;
+
+	fd = open("/dev/mem", O_RDWR);
+	TEST_ASSERT(fd >= 0, "open(/dev/mem): errno %d", errno);
+	TEST_ASSERT(mmap(bare + i * PAGE_SIZE, PAGE_SIZE, PROT_READ | PROT_WRITE,
+			 MAP_SHARED | MAP_FIXED, fd, where + page[i] * PAGE_SIZE) !=
+		    MAP_FAILED, "mmap(/dev/mem): errno %d", errno);
+	close(fd);
+}
+
+static bool add_bare_memory(struct kvm_vm *vm, off_t where)
+{
+	int i;
 
 	if (!where)
 		return false;
 
-	fd = open("/dev/mem", O_RDWR);
-	TEST_ASSERT(fd >= 0, "open(/dev/mem): errno %d", errno);
 	bare = kvm_mmap(NR_BARE * PAGE_SIZE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
 	for (i = 0; i < NR_BARE; i++)
-		TEST_ASSERT(mmap(bare + i * PAGE_SIZE, PAGE_SIZE, PROT_READ | PROT_WRITE,
-				 MAP_SHARED | MAP_FIXED, fd, where + page[i] * PAGE_SIZE) !=
-			    MAP_FAILED, "mmap(/dev/mem): errno %d", errno);
-	close(fd);
+		map_bare_page(i, where);
 	vm_set_user_memory_region(vm, BARE_SLOT, 0, BARE_GPA, NR_BARE * PAGE_SIZE, bare);
 	return true;
 }
@@ -421,17 +446,16 @@ TEST_F(gpc_pages, runstate_at_end_of_memslot)
 	model_runstate(model, false);
 	EXPECT_EQ(bad_bytes(self->vm, gpa, LEN_32, model, false), 0);
 
-	/* The guest does not get into 64-bit mode, and nothing has changed. */
-	EXPECT_EQ(__xen_set_long_mode(self->vm, true), -1);
-	EXPECT_EQ(errno, EFAULT);
-	EXPECT_EQ(xen_get_long_mode(self->vm), false);
-	EXPECT_EQ(bad_bytes(self->vm, gpa, LEN_32, model, false), 0);
+	/* In 64-bit mode it does not fit, and KVM does not write it. */
+	EXPECT_EQ(__xen_set_long_mode(self->vm, true), 0);
+	EXPECT_EQ(xen_get_long_mode(self->vm), true);
 	set_current(self->vcpu, RUNSTATE_running);
-	EXPECT_EQ(state_at(self->vm, gpa), RUNSTATE_running);
+	EXPECT_EQ(bad_bytes(self->vm, gpa, LEN_32, model, false), 0);
 
-	/* Until the area is gone. */
-	EXPECT_EQ(set_runstate_addr(self->vcpu, KVM_XEN_INVALID_GPA), 0);
-	xen_set_long_mode(self->vm, true);
+	/* At another address it does. */
+	EXPECT_EQ(set_runstate_addr(self->vcpu, END_GPA - LEN_64), 0);
+	set_current(self->vcpu, RUNSTATE_blocked);
+	EXPECT_EQ(state_at(self->vm, END_GPA - LEN_64), RUNSTATE_blocked);
 }
 
 /* The guest changes to 64-bit mode, and only then does the area cross a boundary. */
@@ -622,6 +646,305 @@ TEST_F(gpc_pages, written_back_meanwhile)
 	close(uffd);
 	close(dev);
 	close(file);
+}
+
+/*
+ * The mappings of areas of all VMs, found by the function that has made them.
+ * For memory that is no RAM, that function is not the cache's, but the physical
+ * address is known.
+ */
+static int nr_mappings(void)
+{
+	unsigned long phys, middle = bare_memory(), span = NR_BARE * PAGE_SIZE;
+	char line[256], *found;
+	int nr = 0;
+	FILE *f;
+
+	f = fopen("/proc/vmallocinfo", "r");
+	TEST_ASSERT(f, "open(/proc/vmallocinfo): errno %d", errno);
+	while (fgets(line, sizeof(line), f)) {
+		found = strstr(line, " phys=");
+		phys = found ? strtoul(found + strlen(" phys="), NULL, 16) : 0;
+		nr += strstr(line, " gpc_") ||
+		      (middle && phys >= middle - span && phys < middle + span);
+	}
+	fclose(f);
+	return nr;
+}
+
+/* A mapping may be left to a worker. */
+static bool await_mappings(int nr)
+{
+	struct timespec begin, now;
+
+	clock_gettime(CLOCK_MONOTONIC, &begin);
+	do {
+		if (nr_mappings() == nr)
+			return true;
+		sched_yield();
+		clock_gettime(CLOCK_MONOTONIC, &now);
+	} while (now.tv_sec - begin.tv_sec < LIMIT_S);
+
+	return false;
+}
+
+/* The first boundary from @start on between pages that are not in a row. */
+static u64 find_scattered(struct kvm_vm *vm, u64 start)
+{
+	u64 gpa = start;
+
+	while (!is_scattered(vm, gpa))
+		gpa += PAGE_SIZE;
+	return gpa;
+}
+
+static void unmap_page(struct kvm_vm *vm, u64 gpa)
+{
+	kvm_munmap(addr_gpa2hva(vm, gpa), PAGE_SIZE);
+}
+
+static void map_page(struct kvm_vm *vm, u64 gpa)
+{
+	u8 *page = addr_gpa2hva(vm, gpa);
+
+	TEST_ASSERT(mmap(page, PAGE_SIZE, PROT_READ | PROT_WRITE,
+			 MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == page,
+		    "mmap(): errno %d", errno);
+}
+
+static void drop_page(struct kvm_vm *vm, u64 gpa)
+{
+	TEST_ASSERT_EQ(madvise(addr_gpa2hva(vm, gpa), PAGE_SIZE, MADV_DONTNEED), 0);
+}
+
+static void set_slot(struct kvm_vm *vm, bool present)
+{
+	vm_set_user_memory_region(vm, SLOT, 0, GPA, present ? NR_PAGES * PAGE_SIZE : 0,
+				  addr_gpa2hva(vm, GPA));
+}
+
+static void delete_slot(struct kvm_vm *vm, u64 gpa)
+{
+	set_slot(vm, false);
+}
+
+static void create_slot(struct kvm_vm *vm, u64 gpa)
+{
+	set_slot(vm, true);
+}
+
+static void nothing(struct kvm_vm *vm, u64 gpa)
+{
+}
+
+/* Either page takes the mapping along; the area works again when it is back. */
+static void try_to_take(struct __test_metadata *_metadata, struct kvm_vm *vm,
+			struct kvm_vcpu *vcpu, void (*take)(struct kvm_vm *vm, u64 gpa),
+			void (*give)(struct kvm_vm *vm, u64 gpa))
+{
+	u64 gpa = find_scattered(vm, GPA + PAGE_SIZE);
+	int before = nr_mappings(), i;
+
+	for (i = 0; i < 2; i++) {
+		touch_scattered(addr_gpa2hva(vm, GPA));
+		gpa = find_scattered(vm, GPA + PAGE_SIZE);
+		ASSERT_EQ(set_runstate_addr(vcpu, gpa - 10), 0);
+		ASSERT_EQ(nr_mappings(), before + 1);
+
+		take(vm, i ? gpa : gpa - PAGE_SIZE);
+		ASSERT_TRUE(await_mappings(before))
+			TH_LOG("Page %d is gone, and KVM has it mapped", i);
+
+		give(vm, i ? gpa : gpa - PAGE_SIZE);
+		set_current(vcpu, i ? RUNSTATE_running : RUNSTATE_blocked);
+		EXPECT_EQ(state_at(vm, gpa - 10), i ? RUNSTATE_running : RUNSTATE_blocked);
+		EXPECT_TRUE(await_mappings(before + is_scattered(vm, gpa)));
+		ASSERT_EQ(set_runstate_addr(vcpu, KVM_XEN_INVALID_GPA), 0);
+		EXPECT_TRUE(await_mappings(before));
+	}
+}
+
+TEST_F(gpc_pages, not_mapped_after_munmap)
+{
+	try_to_take(_metadata, self->vm, self->vcpu, unmap_page, map_page);
+}
+
+TEST_F(gpc_pages, not_mapped_after_drop)
+{
+	try_to_take(_metadata, self->vm, self->vcpu, drop_page, nothing);
+}
+
+TEST_F(gpc_pages, not_mapped_without_memslot)
+{
+	try_to_take(_metadata, self->vm, self->vcpu, delete_slot, create_slot);
+}
+
+/* Pages in a row, and pages that are not. */
+static void try_to_take_bare(struct __test_metadata *_metadata, struct kvm_vcpu *vcpu,
+			     off_t where)
+{
+	int before = nr_mappings(), i;
+
+	for (i = 1; i < NR_BARE; i++) {
+		u64 gpa = BARE_GPA + i * PAGE_SIZE - 10;
+
+		ASSERT_EQ(set_runstate_addr(vcpu, gpa), 0);
+		ASSERT_EQ(nr_mappings(), before + 1);
+		kvm_munmap(bare + i * PAGE_SIZE, PAGE_SIZE);
+		ASSERT_TRUE(await_mappings(before))
+			TH_LOG("Page %d is gone, and KVM has it mapped", i);
+
+		map_bare_page(i, where);
+		set_current(vcpu, RUNSTATE_running);
+		EXPECT_EQ(state_at(vcpu->vm, gpa), RUNSTATE_running);
+		EXPECT_EQ(nr_mappings(), before + 1);
+
+		vm_set_user_memory_region(vcpu->vm, BARE_SLOT, 0, BARE_GPA, 0, bare);
+		EXPECT_TRUE(await_mappings(before))
+			TH_LOG("The memslot is gone, and KVM has it mapped");
+		vm_set_user_memory_region(vcpu->vm, BARE_SLOT, 0, BARE_GPA, NR_BARE * PAGE_SIZE,
+					  bare);
+		ASSERT_EQ(set_runstate_addr(vcpu, KVM_XEN_INVALID_GPA), 0);
+	}
+}
+
+TEST_F(gpc_pages, not_mapped_after_munmap_of_hole)
+{
+	if (!add_bare_memory(self->vm, hole_memory()))
+		SKIP(return, "The kernel was not told of any such memory");
+
+	try_to_take_bare(_metadata, self->vcpu, hole_memory());
+}
+
+TEST_F(gpc_pages, not_mapped_after_munmap_without_struct_page)
+{
+	if (!add_bare_memory(self->vm, bare_memory()))
+		SKIP(return, "The kernel was not told of any such memory");
+
+	try_to_take_bare(_metadata, self->vcpu, bare_memory());
+}
+
+struct storm {
+	struct kvm_vm *vm;
+	u64 gpa[2];
+	/* Counts up to STORM_ROUNDS, while KVM refreshes the areas. */
+	int round;
+};
+
+/* Once a round only, as KVM has to begin anew each time. */
+static void *storm(void *arg)
+{
+	struct storm *s = arg;
+	int round = 0;
+
+	while (round < STORM_ROUNDS) {
+		if (READ_ONCE(s->round) == round) {
+			sched_yield();
+			continue;
+		}
+		round = READ_ONCE(s->round);
+		drop_page(s->vm, s->gpa[0]);
+		drop_page(s->vm, s->gpa[1]);
+	}
+	return NULL;
+}
+
+static void set_clock(struct kvm_vm *vm, u64 ns)
+{
+	struct kvm_clock_data clock = { .clock = ns };
+
+	vm_ioctl(vm, KVM_SET_CLOCK, &clock);
+}
+
+/* Two areas of which a page is dropped over and over. */
+TEST_F(gpc_pages, mapped_in_storm)
+{
+	int before = nr_mappings(), most = 0, in_use, i;
+	struct storm s = { .vm = self->vm };
+	pthread_t thread;
+
+	s.gpa[0] = find_scattered(self->vm, GPA + PAGE_SIZE);
+	s.gpa[1] = find_scattered(self->vm, GPA2 + PAGE_SIZE);
+	ASSERT_EQ(set_runstate_addr(self->vcpu, s.gpa[0] - 10), 0);
+	xen_set_vcpu_area(self->vcpu, KVM_XEN_VCPU_ATTR_TYPE_VCPU_TIME_INFO, s.gpa[1] - 10);
+	vcpu_run(self->vcpu);
+	ASSERT_EQ(nr_mappings(), before + 2);
+
+	TEST_ASSERT_EQ(pthread_create(&thread, NULL, storm, &s), 0);
+	for (i = 1; i <= STORM_ROUNDS; i++) {
+		WRITE_ONCE(s.round, i);
+		set_current(self->vcpu, i % 2 ? RUNSTATE_blocked : RUNSTATE_running);
+		set_clock(self->vm, i * 1000000000ULL);
+		vcpu_run(self->vcpu);
+		most = max(most, nr_mappings() - before);
+	}
+	pthread_join(thread, NULL);
+	TH_LOG("%d at most, in %d rounds", most, STORM_ROUNDS);
+	EXPECT_LE(most, 4);
+
+	set_current(self->vcpu, RUNSTATE_runnable);
+	set_clock(self->vm, i * 1000000000ULL);
+	vcpu_run(self->vcpu);
+	EXPECT_EQ(state_at(self->vm, s.gpa[0] - 10), RUNSTATE_running);
+	in_use = is_scattered(self->vm, s.gpa[0]) + is_scattered(self->vm, s.gpa[1]);
+	EXPECT_TRUE(await_mappings(before + in_use))
+		TH_LOG("%d, of which %d are in use", nr_mappings() - before, in_use);
+}
+
+/* A VMM that exits while another process has the VM's file open. */
+static void vmm_with_holder(int ready, int go)
+{
+	struct kvm_vcpu *vcpu;
+	struct kvm_vm *vm = create_vm(&vcpu);
+	pid_t holder;
+	char byte;
+
+	holder = fork();
+	if (!holder) {
+		/* Should the test be killed. */
+		alarm(60);
+		for (;;)
+			pause();
+	}
+	/* fork() unmaps all areas, and the next write goes to other pages. */
+	touch_scattered(addr_gpa2hva(vm, GPA));
+	TEST_ASSERT_EQ(set_runstate_addr(vcpu, find_scattered(vm, GPA + PAGE_SIZE) - 10), 0);
+	TEST_ASSERT_EQ(write(ready, &holder, sizeof(holder)), sizeof(holder));
+	TEST_ASSERT_EQ(read(go, &byte, 1), 1);
+	_exit(0);
+}
+
+TEST(not_mapped_after_exit)
+{
+	int before = nr_mappings(), ready[2], go[2];
+	pid_t vmm, holder;
+
+	TEST_ASSERT_EQ(pipe(ready), 0);
+	TEST_ASSERT_EQ(pipe(go), 0);
+	vmm = fork();
+	if (!vmm)
+		vmm_with_holder(ready[1], go[0]);
+	close(ready[1]);
+	ASSERT_EQ(read(ready[0], &holder, sizeof(holder)), (ssize_t)sizeof(holder));
+	EXPECT_EQ(nr_mappings(), before + 1);
+
+	TEST_ASSERT_EQ(write(go[1], "x", 1), 1);
+	TEST_ASSERT_EQ(waitpid(vmm, NULL, 0), vmm);
+	EXPECT_TRUE(await_mappings(before))
+		TH_LOG("The memory is gone, and KVM has it mapped");
+	EXPECT_EQ(kill(holder, SIGKILL), 0);
+}
+
+TEST(not_mapped_after_destruction)
+{
+	int before = nr_mappings();
+	struct kvm_vcpu *vcpu;
+	struct kvm_vm *vm = create_vm(&vcpu);
+
+	ASSERT_EQ(set_runstate_addr(vcpu, find_scattered(vm, GPA + PAGE_SIZE) - 10), 0);
+	EXPECT_EQ(nr_mappings(), before + 1);
+	kvm_vm_free(vm);
+	EXPECT_TRUE(await_mappings(before));
 }
 
 TEST_F(gpc_pages, dirty_log)

@@ -20,6 +20,7 @@
 #include "kvm_util.h"
 #include "processor.h"
 #include "kvm_test_harness.h"
+#include "warn_count.h"
 #include "xen.h"
 
 #define REGION_GPA		0xc0000000ULL
@@ -182,19 +183,6 @@ static __printf(1, 2) void complain(const char *fmt, ...)
 	va_end(ap);
 	fprintf(stderr, "\n");
 	now.complaints++;
-}
-
-/* What KVM has WARNed so far; 0 if the kernel does not tell. */
-static int count_warnings(void)
-{
-	FILE *f = fopen("/sys/kernel/warn_count", "r");
-	int count = 0;
-
-	if (!f)
-		return 0;
-	TEST_ASSERT_EQ(fscanf(f, "%d", &count), 1);
-	fclose(f);
-	return count;
 }
 
 /* The guest sends to this one, if any. */
@@ -706,7 +694,7 @@ FIXTURE_SETUP(xen_attr)
 	struct kvm_xen_hvm_config config = good_config();
 	struct kvm_vm *vm;
 
-	self->warnings = count_warnings();
+	self->warnings = read_warn_count();
 	vm = vm_create_with_one_vcpu(&self->vcpu, guest_code);
 	add_slot(vm, 10, REGION_GPA, REGION_PAGES, 0);
 	add_slot(vm, 11, RO_GPA, 1, KVM_MEM_READONLY);
@@ -721,7 +709,7 @@ FIXTURE_SETUP(xen_attr)
 FIXTURE_TEARDOWN(xen_attr)
 {
 	EXPECT_EQ(now.complaints, 0);
-	EXPECT_EQ(count_warnings(), self->warnings)
+	EXPECT_EQ(read_warn_count(), self->warnings)
 		TH_LOG("KVM has WARNed, see the kernel's log");
 	kvm_vm_free(self->vcpu->vm);
 }
@@ -794,6 +782,63 @@ KVM_ONE_VCPU_TEST(xen_attr, type, guest_code)
 	for (i = 0; i < ARRAY_SIZE(get_values); i++) {
 		attr = get_values[i].attr;
 		TEST_ASSERT_EQ(get(vcpu, &attr), get_values[i].err);
+	}
+}
+
+static void reject_on(struct kvm_vcpu *vcpu, int fd, unsigned long cmd, const struct attr *attr,
+		      int err)
+{
+	struct attr arg = *attr;
+
+	if (arg.of_vcpu)
+		reject(vcpu, vcpu_names[arg.vcpu.type], fd, cmd, &arg.vcpu, err);
+	else
+		reject(vcpu, hvm_names[arg.hvm.type], fd, cmd, &arg.hvm, err);
+}
+
+/* Attributes of the VM on a vCPU's file descriptor, and vice versa. */
+KVM_ONE_VCPU_TEST(xen_attr, wrong_fd, guest_code)
+{
+	const struct attr attrs[] = {
+		long_mode(!now.long_mode),
+		shinfo_gpa(SPARE_GPA),
+		shinfo_hva(area(SPARE_GPA)),
+		hvm_vector(0x21),
+		evtchn(0, SEND_PORT, EVTCHNSTAT_interdomain, DELIVER_PORT),
+		xen_version(XEN_VERSION + 1),
+		update_flag(0),
+		vcpu_info(SPARE_GPA),
+		vcpu_info_hva(area(SPARE_GPA)),
+		time_info(SPARE_GPA),
+		runstate_addr(SPARE_GPA),
+		runstate_current(RUNSTATE_blocked),
+		runstate_data(RUNSTATE_running, TIME_RUNNING, TIME_RUNNING),
+		runstate_adjust(-1, 1, 1),
+		vcpu_id(4),
+		timer(TIMER_PORT + 1, PRIO_2LEVEL, TIMER_FAR),
+		vcpu_vector(0x31),
+	};
+	enum areas areas;
+	int i;
+
+	for_each_mode() {
+		for (areas = 0; areas < NR_AREAS; areas++) {
+			reset(vcpu, areas);
+			for (i = 0; i < ARRAY_SIZE(attrs); i++) {
+				if (attrs[i].of_vcpu) {
+					reject_on(vcpu, vcpu->vm->fd, KVM_XEN_VCPU_SET_ATTR,
+						  &attrs[i], ENOTTY);
+					reject_on(vcpu, vcpu->vm->fd, KVM_XEN_VCPU_GET_ATTR,
+						  &attrs[i], ENOTTY);
+				} else {
+					reject_on(vcpu, vcpu->fd, KVM_XEN_HVM_SET_ATTR,
+						  &attrs[i], EINVAL);
+					reject_on(vcpu, vcpu->fd, KVM_XEN_HVM_GET_ATTR,
+						  &attrs[i], EINVAL);
+				}
+			}
+			check_areas(vcpu);
+		}
 	}
 }
 

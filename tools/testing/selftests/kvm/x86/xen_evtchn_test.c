@@ -17,6 +17,8 @@
 #include "kvm_test_harness.h"
 #include "apic.h"
 #include "uffd_page.h"
+#include "vcpu_thread.h"
+#include "warn_count.h"
 #include "xen.h"
 
 #define XEN_REGION_GPA		0xc0000000ULL
@@ -105,29 +107,24 @@ static void guest_send_on(void)
 	GUEST_DONE();
 }
 
-/*
- * KVM's WARNs are once per boot.  Arm them again, so that a case sees its own
- * even if another case or test was first; that takes debugfs.
- */
-static void rearm_warn_once(void)
+/* Disable and enable the local APIC without a change of its registers... */
+static void guest_reenable_xapic(void)
 {
-	FILE *f = fopen("/sys/kernel/debug/clear_warn_once", "w");
-
-	if (f) {
-		fputs("1\n", f);
-		fclose(f);
-	}
+	xapic_enable();
+	apic_disable();
+	GUEST_SYNC(0);
+	wrmsr(MSR_IA32_APICBASE, rdmsr(MSR_IA32_APICBASE) | MSR_IA32_APICBASE_ENABLE);
+	sti_nop();
+	xen_guest_idle();
 }
 
-static int read_warn_count(void)
+/* ... and with its registers set up again. */
+static void guest_set_up_xapic_again(void)
 {
-	FILE *f = fopen("/sys/kernel/warn_count", "r");
-	int count;
-
-	TEST_ASSERT(f, "Failed to open /sys/kernel/warn_count");
-	TEST_ASSERT_EQ(fscanf(f, "%d", &count), 1);
-	fclose(f);
-	return count;
+	xapic_enable();
+	apic_disable();
+	GUEST_SYNC(0);
+	guest_enable_xapic();
 }
 
 static bool event_is_pending(struct kvm_vm *vm)
@@ -341,22 +338,6 @@ TEST_F(xen_evtchn, timer_without_shared_info)
 	TEST_ASSERT_KVM_EXIT_REASON(self->vcpu, KVM_EXIT_IO);
 }
 
-static u64 guest_clock(struct kvm_vm *vm)
-{
-	struct kvm_clock_data data;
-
-	vm_ioctl(vm, KVM_GET_CLOCK, &data);
-	return data.clock;
-}
-
-static u64 timer_expires(struct kvm_vcpu *vcpu)
-{
-	struct kvm_xen_vcpu_attr attr = { .type = KVM_XEN_VCPU_ATTR_TYPE_TIMER };
-
-	vcpu_ioctl(vcpu, KVM_XEN_VCPU_GET_ATTR, &attr);
-	return attr.u.timer.expires_ns;
-}
-
 /* Wait until a timer of another vCPU has expired that is due at WHEN. */
 static void wait_for_clock(struct kvm_vm *vm, u64 when)
 {
@@ -371,19 +352,19 @@ static void wait_for_clock(struct kvm_vm *vm, u64 when)
 TEST_F(xen_evtchn, timer_read_while_pending)
 {
 	struct xen_shared_info *shinfo = addr_gpa2hva(self->vm, SHINFO_GPA);
-	u64 later = guest_clock(self->vm) + 300000000;
+	u64 later = xen_get_clock(self->vm) + 300000000;
 
 	xen_set_shared_info(self->vm, SHINFO_GPA);
 	xen_set_timer(self->vcpu, EVTCHN_PORT, later);
 	set_reach(self->vm, SHINFO_GPA, false);
 	xen_set_timer(self->vcpu, EVTCHN_PORT, 1);
-	EXPECT_EQ(timer_expires(self->vcpu), 1);
+	EXPECT_EQ(xen_timer_expires(self->vcpu), 1);
 	set_reach(self->vm, SHINFO_GPA, true);
-	EXPECT_LT(guest_clock(self->vm), later);
+	EXPECT_LT(xen_get_clock(self->vm), later);
 
 	vcpu_run(self->vcpu);
 	EXPECT_TRUE(event_is_pending(self->vm));
-	EXPECT_EQ(timer_expires(self->vcpu), 0);
+	EXPECT_EQ(xen_timer_expires(self->vcpu), 0);
 
 	shinfo->evtchn_pending[EVTCHN_PORT / 64] = 0;
 	wait_for_clock(self->vm, later + 10000000);
@@ -484,16 +465,6 @@ TEST_F(xen_evtchn, taken_back)
 	pthread_join(thread, NULL);
 }
 
-static void set_vcpu_vector(struct kvm_vcpu *vcpu)
-{
-	struct kvm_xen_vcpu_attr attr = {
-		.type = KVM_XEN_VCPU_ATTR_TYPE_UPCALL_VECTOR,
-		.u.vector = UPCALL_VECTOR,
-	};
-
-	vcpu_ioctl(vcpu, KVM_XEN_VCPU_SET_ATTR, &attr);
-}
-
 TEST_F(xen_evtchn, pending_without_vector)
 {
 	u64 *upcalls = addr_gva2hva(self->vm, (gva_t)&nr_upcalls);
@@ -508,7 +479,7 @@ TEST_F(xen_evtchn, pending_without_vector)
 	EXPECT_EQ(*upcalls, 0);
 
 	/* ... and the vector tells as soon as it is set. */
-	set_vcpu_vector(self->vcpu);
+	xen_set_vcpu_upcall_vector(self->vcpu, UPCALL_VECTOR);
 	vcpu_run(self->vcpu);
 	TEST_ASSERT_KVM_EXIT_REASON(self->vcpu, KVM_EXIT_IO);
 	EXPECT_EQ(*upcalls, 1);
@@ -522,12 +493,42 @@ TEST_F(xen_evtchn, pending_without_apic)
 	virt_pg_map(self->vm, APIC_DEFAULT_GPA, APIC_DEFAULT_GPA);
 	set_guest(self->vcpu, guest_enable_xapic, guest_xapic_upcall);
 	xen_set_shared_info(self->vm, SHINFO_GPA);
-	set_vcpu_vector(self->vcpu);
+	xen_set_vcpu_upcall_vector(self->vcpu, UPCALL_VECTOR);
 
 	xen_evtchn_send(self->vcpu, EVTCHN_PORT);
 	vcpu_run(self->vcpu);
 	TEST_ASSERT_KVM_EXIT_REASON(self->vcpu, KVM_EXIT_IO);
 	EXPECT_EQ(*upcalls, 1);
+}
+
+static void expect_upcall_after_apic_disabled(struct __test_metadata *_metadata,
+					      struct kvm_vcpu *vcpu, void *code)
+{
+	u64 *upcalls = addr_gva2hva(vcpu->vm, (gva_t)&nr_upcalls);
+
+	virt_pg_map(vcpu->vm, APIC_DEFAULT_GPA, APIC_DEFAULT_GPA);
+	set_guest(vcpu, code, guest_xapic_upcall);
+	xen_set_shared_info(vcpu->vm, SHINFO_GPA);
+	xen_set_vcpu_upcall_vector(vcpu, UPCALL_VECTOR);
+	vcpu_run(vcpu);
+	TEST_ASSERT_KVM_EXIT_REASON(vcpu, KVM_EXIT_IO);
+	*upcalls = 0;
+
+	xen_evtchn_send(vcpu, EVTCHN_PORT);
+	vcpu_run(vcpu);
+	TEST_ASSERT_KVM_EXIT_REASON(vcpu, KVM_EXIT_IO);
+	EXPECT_EQ(*upcalls, 1);
+}
+
+/* The event is raised while MSR_IA32_APICBASE disables the local APIC. */
+TEST_F(xen_evtchn, apic_reenabled)
+{
+	expect_upcall_after_apic_disabled(_metadata, self->vcpu, guest_reenable_xapic);
+}
+
+TEST_F(xen_evtchn, apic_set_up_again)
+{
+	expect_upcall_after_apic_disabled(_metadata, self->vcpu, guest_set_up_xapic_again);
 }
 
 static bool vector_is_requested(struct kvm_vcpu *vcpu)
@@ -550,7 +551,7 @@ TEST_F(xen_evtchn, vector_of_vcpu_255)
 	vcpu_run(vcpu);
 	xen_set_shared_info(self->vm, SHINFO_GPA);
 	xen_set_vcpu_info(vcpu, VCPU_INFO_GPA);
-	set_vcpu_vector(vcpu);
+	xen_set_vcpu_upcall_vector(vcpu, UPCALL_VECTOR);
 
 	xen_evtchn_send(vcpu, EVTCHN_PORT);
 	EXPECT_TRUE(vector_is_requested(vcpu));
@@ -564,13 +565,67 @@ TEST_F(xen_evtchn, pending_before_lapic_is_set)
 
 	xen_set_shared_info(self->vm, SHINFO_GPA);
 	xen_set_vcpu_info(self->vcpu, VCPU_INFO_GPA);
-	set_vcpu_vector(self->vcpu);
+	xen_set_vcpu_upcall_vector(self->vcpu, UPCALL_VECTOR);
 	xen_evtchn_send(self->vcpu, EVTCHN_PORT);
 	EXPECT_FALSE(vector_is_requested(self->vcpu));
 
 	vcpu_ioctl(self->vcpu, KVM_GET_LAPIC, &lapic);
 	*(u32 *)(lapic.regs + APIC_SPIV) |= APIC_SPIV_APIC_ENABLED;
 	vcpu_ioctl(self->vcpu, KVM_SET_LAPIC, &lapic);
+	EXPECT_TRUE(vector_is_requested(self->vcpu));
+}
+
+/*
+ * A VMM restores the local APIC's registers, SPIV among them, before it
+ * restores MSR_IA32_APICBASE.  The local APIC is enabled by both.
+ */
+static void restore_lapic_before_apicbase(struct kvm_vcpu *vcpu)
+{
+	struct kvm_lapic_state lapic;
+	u64 base = vcpu_get_msr(vcpu, MSR_IA32_APICBASE);
+
+	vcpu_set_msr(vcpu, MSR_IA32_APICBASE, base & ~MSR_IA32_APICBASE_ENABLE);
+	xen_set_shared_info(vcpu->vm, SHINFO_GPA);
+	xen_set_vcpu_info(vcpu, VCPU_INFO_GPA);
+	xen_set_vcpu_upcall_vector(vcpu, UPCALL_VECTOR);
+	xen_evtchn_send(vcpu, EVTCHN_PORT);
+
+	vcpu_ioctl(vcpu, KVM_GET_LAPIC, &lapic);
+	*(u32 *)(lapic.regs + APIC_SPIV) |= APIC_SPIV_APIC_ENABLED;
+	vcpu_ioctl(vcpu, KVM_SET_LAPIC, &lapic);
+}
+
+TEST_F(xen_evtchn, pending_before_apicbase_is_set_by_msr)
+{
+	restore_lapic_before_apicbase(self->vcpu);
+	EXPECT_FALSE(vector_is_requested(self->vcpu));
+	vcpu_set_msr(self->vcpu, MSR_IA32_APICBASE,
+		     vcpu_get_msr(self->vcpu, MSR_IA32_APICBASE) | MSR_IA32_APICBASE_ENABLE);
+	EXPECT_TRUE(vector_is_requested(self->vcpu));
+}
+
+TEST_F(xen_evtchn, pending_before_apicbase_is_set_by_sregs)
+{
+	struct kvm_sregs sregs;
+
+	restore_lapic_before_apicbase(self->vcpu);
+	EXPECT_FALSE(vector_is_requested(self->vcpu));
+	vcpu_sregs_get(self->vcpu, &sregs);
+	sregs.apic_base |= MSR_IA32_APICBASE_ENABLE;
+	vcpu_sregs_set(self->vcpu, &sregs);
+	EXPECT_TRUE(vector_is_requested(self->vcpu));
+}
+
+/* From disabled to x2APIC mode in one step, as only the VMM can. */
+TEST_F(xen_evtchn, pending_before_x2apic_is_enabled)
+{
+	struct kvm_sregs sregs;
+
+	restore_lapic_before_apicbase(self->vcpu);
+	EXPECT_FALSE(vector_is_requested(self->vcpu));
+	vcpu_sregs_get(self->vcpu, &sregs);
+	sregs.apic_base |= MSR_IA32_APICBASE_ENABLE | MSR_IA32_APICBASE_EXTD;
+	vcpu_sregs_set(self->vcpu, &sregs);
 	EXPECT_TRUE(vector_is_requested(self->vcpu));
 }
 
@@ -592,6 +647,235 @@ TEST_F(xen_evtchn, pending_without_vm_vector)
 	xen_set_upcall_vector(self->vm, UPCALL_VECTOR);
 	pthread_join(thread, NULL);
 	EXPECT_EQ(*upcalls, 1);
+}
+
+static void guest_take_upcall(struct ex_regs *regs)
+{
+	struct xen_vcpu_info *vi = (void *)VCPU_INFO_GPA;
+
+	if (vi->evtchn_upcall_pending)
+		guest_upcall(regs);
+}
+
+static void guest_take_apic_upcall(struct ex_regs *regs)
+{
+	guest_take_upcall(regs);
+	x2apic_write_reg(APIC_EOI, 0);
+}
+
+static void guest_halt_until_upcall(void)
+{
+	x2apic_enable();
+	while (!READ_ONCE(nr_upcalls))
+		asm volatile("sti; hlt; cli" ::: "memory");
+	GUEST_DONE();
+}
+
+/*
+ * The page of shared_info or vcpu_info has a memslot, but KVM can't map the
+ * page, as userspace has unmapped or protected it, or as it has a memory error.
+ * An event for the vCPU must not keep it from sleeping in HLT, and must wake it
+ * once the page is back.
+ */
+struct unmapped {
+	struct kvm_vcpu *vcpu;
+	struct kvm_vm *vm;
+	struct vcpu_thread thread;
+	void *page;
+	int irqfd;
+};
+
+FIXTURE(xen_evtchn_unmapped) {
+	struct unmapped u;
+};
+
+FIXTURE_VARIANT(xen_evtchn_unmapped) {
+	/* The area that can't be mapped: the other one can. */
+	u64 gpa;
+	bool by_hva;
+	/* The event is a timer's, and is raised before the vCPU runs. */
+	bool timer;
+	/* The upcall vector is the vCPU's, not the VM's. */
+	bool vcpu_vector;
+};
+
+FIXTURE_VARIANT_ADD(xen_evtchn_unmapped, shinfo_gpa) { .gpa = SHINFO_GPA };
+FIXTURE_VARIANT_ADD(xen_evtchn_unmapped, shinfo_hva) { .gpa = SHINFO_GPA, .by_hva = true };
+FIXTURE_VARIANT_ADD(xen_evtchn_unmapped, shinfo_timer) { .gpa = SHINFO_GPA, .timer = true };
+FIXTURE_VARIANT_ADD(xen_evtchn_unmapped, shinfo_vcpu_vector) {
+	.gpa = SHINFO_GPA, .vcpu_vector = true,
+};
+
+FIXTURE_VARIANT_ADD(xen_evtchn_unmapped, vcpu_info_gpa) { .gpa = VCPU_INFO_GPA };
+FIXTURE_VARIANT_ADD(xen_evtchn_unmapped, vcpu_info_hva) { .gpa = VCPU_INFO_GPA, .by_hva = true };
+FIXTURE_VARIANT_ADD(xen_evtchn_unmapped, vcpu_info_vcpu_vector) {
+	.gpa = VCPU_INFO_GPA, .vcpu_vector = true,
+};
+
+static void set_areas(struct kvm_vcpu *vcpu, bool by_hva)
+{
+	struct kvm_xen_hvm_attr attr = {
+		.type = KVM_XEN_ATTR_TYPE_SHARED_INFO_HVA,
+		.u.shared_info.hva = (unsigned long)addr_gpa2hva(vcpu->vm, SHINFO_GPA),
+	};
+
+	if (!by_hva) {
+		xen_set_shared_info(vcpu->vm, SHINFO_GPA);
+		xen_set_vcpu_info(vcpu, VCPU_INFO_GPA);
+		return;
+	}
+
+	vm_ioctl(vcpu->vm, KVM_XEN_HVM_SET_ATTR, &attr);
+	xen_set_vcpu_area(vcpu, KVM_XEN_VCPU_ATTR_TYPE_VCPU_INFO_HVA,
+			  (unsigned long)addr_gpa2hva(vcpu->vm, VCPU_INFO_GPA));
+}
+
+FIXTURE_SETUP(xen_evtchn_unmapped)
+{
+	self->u.vm = vm_create_with_one_vcpu(&self->u.vcpu, guest_halt_until_upcall);
+	/* Pages before and after the areas keep holes from growing. */
+	vm_userspace_mem_region_add(self->u.vm, VM_MEM_SRC_ANONYMOUS,
+				    XEN_REGION_GPA - PAGE_SIZE, XEN_REGION_SLOT, 4, 0);
+	self->u.page = addr_gpa2hva(self->u.vm, variant->gpa);
+	xen_enable(self->u.vm);
+	set_guest(self->u.vcpu, guest_halt_until_upcall,
+		  variant->vcpu_vector ? guest_take_apic_upcall : guest_take_upcall);
+	set_areas(self->u.vcpu, variant->by_hva);
+	if (variant->vcpu_vector)
+		xen_set_vcpu_upcall_vector(self->u.vcpu, UPCALL_VECTOR);
+	else
+		xen_set_upcall_vector(self->u.vm, UPCALL_VECTOR);
+	self->u.irqfd = xen_irqfd(self->u.vcpu, EVTCHN_GSI, EVTCHN_PORT);
+}
+
+FIXTURE_TEARDOWN(xen_evtchn_unmapped)
+{
+	close(self->u.irqfd);
+	kvm_vm_free(self->u.vm);
+}
+
+static void map_page(void *page, int fixed)
+{
+	void *new = mmap(page, PAGE_SIZE, PROT_READ | PROT_WRITE,
+			 MAP_PRIVATE | MAP_ANONYMOUS | fixed, -1, 0);
+
+	TEST_ASSERT(new == page, "mmap(): %s", strerror(errno));
+}
+
+/* Call this with the page missing... */
+static void raise_event_and_rest(struct __test_metadata *_metadata, struct unmapped *u,
+				 bool timer)
+{
+	if (timer)
+		xen_set_timer(u->vcpu, EVTCHN_PORT, 1);
+
+	vcpu_thread_start(&u->thread, u->vcpu);
+	EXPECT_TRUE(vcpu_thread_rests(&u->thread))
+		TH_LOG("The vCPU does not sleep in HLT, %s",
+		       timer ? "its timer has expired" : "there is no event");
+	if (timer)
+		return;
+
+	TEST_ASSERT_EQ(eventfd_write(u->irqfd, 1), 0);
+	/* The event may go to a worker; deassigning the irqfd waits for it. */
+	kvm_deassign_irqfd(u->vm, EVTCHN_GSI, u->irqfd);
+	EXPECT_TRUE(vcpu_thread_rests(&u->thread))
+		TH_LOG("The event keeps the vCPU from sleeping in HLT");
+}
+
+/* ... and this once the page is back. */
+static void expect_event_arrives(struct __test_metadata *_metadata, struct unmapped *u)
+{
+	EXPECT_TRUE(vcpu_thread_finish(&u->thread))
+		TH_LOG("The event does not arrive, the vCPU sleeps on");
+	EXPECT_EQ(get_ucall(u->vcpu, NULL), UCALL_DONE);
+	EXPECT_TRUE(event_is_pending(u->vm));
+}
+
+/* Mapping a page into a hole runs no MMU notifier: KVM_RUN has to try again. */
+TEST_F(xen_evtchn_unmapped, hole)
+{
+	TEST_ASSERT_EQ(munmap(self->u.page, PAGE_SIZE), 0);
+	raise_event_and_rest(_metadata, &self->u, variant->timer);
+	map_page(self->u.page, MAP_FIXED_NOREPLACE);
+	vcpu_thread_kick(&self->u.thread);
+	expect_event_arrives(_metadata, &self->u);
+}
+
+TEST_F(xen_evtchn_unmapped, no_access)
+{
+	TEST_ASSERT_EQ(mprotect(self->u.page, PAGE_SIZE, PROT_NONE), 0);
+	raise_event_and_rest(_metadata, &self->u, variant->timer);
+	TEST_ASSERT_EQ(mprotect(self->u.page, PAGE_SIZE, PROT_READ | PROT_WRITE), 0);
+	expect_event_arrives(_metadata, &self->u);
+}
+
+/* KVM needs to write to the areas. */
+TEST_F(xen_evtchn_unmapped, read_only)
+{
+	TEST_ASSERT_EQ(mprotect(self->u.page, PAGE_SIZE, PROT_READ), 0);
+	raise_event_and_rest(_metadata, &self->u, variant->timer);
+	TEST_ASSERT_EQ(mprotect(self->u.page, PAGE_SIZE, PROT_READ | PROT_WRITE), 0);
+	expect_event_arrives(_metadata, &self->u);
+}
+
+TEST_F(xen_evtchn_unmapped, no_access_then_replaced)
+{
+	TEST_ASSERT_EQ(mprotect(self->u.page, PAGE_SIZE, PROT_NONE), 0);
+	raise_event_and_rest(_metadata, &self->u, variant->timer);
+	map_page(self->u.page, MAP_FIXED);
+	expect_event_arrives(_metadata, &self->u);
+}
+
+/* The test gets a SIGBUS for the page that it has mapped. */
+static void ignore_signal(int sig)
+{
+}
+
+TEST_F(xen_evtchn_unmapped, memory_error)
+{
+	struct sigaction sa = { .sa_handler = ignore_signal };
+
+	TEST_ASSERT_EQ(sigaction(SIGBUS, &sa, NULL), 0);
+	WRITE_ONCE(*(char *)self->u.page, 0);
+	if (madvise(self->u.page, PAGE_SIZE, MADV_HWPOISON))
+		SKIP(return, "madvise(MADV_HWPOISON): %s", strerror(errno));
+
+	raise_event_and_rest(_metadata, &self->u, variant->timer);
+	map_page(self->u.page, MAP_FIXED);
+	expect_event_arrives(_metadata, &self->u);
+}
+
+/* An upcall is pending in the guest's own memory, which KVM can't read. */
+static void halt_with_pending_upcall(struct __test_metadata *_metadata, struct kvm_vcpu *vcpu,
+				     bool by_hva)
+{
+	struct xen_vcpu_info *vi = addr_gpa2hva(vcpu->vm, VCPU_INFO_GPA);
+	struct vcpu_thread thread;
+
+	set_guest(vcpu, guest_halt_until_upcall, guest_take_upcall);
+	set_areas(vcpu, by_hva);
+	xen_set_upcall_vector(vcpu->vm, UPCALL_VECTOR);
+	WRITE_ONCE(vi->evtchn_upcall_pending, 1);
+	set_reach(vcpu->vm, VCPU_INFO_GPA, false);
+	vcpu_thread_start(&thread, vcpu);
+	EXPECT_TRUE(vcpu_thread_rests(&thread))
+		TH_LOG("The vCPU does not sleep in HLT");
+
+	set_reach(vcpu->vm, VCPU_INFO_GPA, true);
+	EXPECT_TRUE(vcpu_thread_finish(&thread))
+		TH_LOG("The upcall does not arrive, the vCPU sleeps on");
+	EXPECT_EQ(get_ucall(vcpu, NULL), UCALL_DONE);
+}
+
+TEST_F(xen_evtchn, upcall_pending_without_access)
+{
+	halt_with_pending_upcall(_metadata, self->vcpu, false);
+}
+
+TEST_F(xen_evtchn, upcall_pending_without_access_by_hva)
+{
+	halt_with_pending_upcall(_metadata, self->vcpu, true);
 }
 
 FIXTURE(xen_evtchn_update) {

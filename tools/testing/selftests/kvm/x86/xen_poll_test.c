@@ -10,30 +10,32 @@
 #include <signal.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
-#include <time.h>
 
 #include "test_util.h"
 #include "kvm_test_harness.h"
 #include "apic.h"
+#include "test_task.h"
+#include "uffd_page.h"
+#include "vcpu_thread.h"
 #include "xen.h"
 
 #define XEN_REGION_GPA	0xc0000000ULL
 #define XEN_REGION_SLOT	10
 #define SHINFO_GPA	XEN_REGION_GPA
 #define VCPU_INFO_GPA	(XEN_REGION_GPA + PAGE_SIZE)
+#define OWNER_INFO_GPA	(VCPU_INFO_GPA + sizeof(struct xen_vcpu_info))
+#define REGION_PAGES	2
 #define NEW_REGION_GPA	0xd0000000ULL
 #define NEW_REGION_SLOT	11
 
 #define PORT		66
 #define GSI		32
+#define UPCALL_VECTOR	0x40
 
 /* Of the local APIC's timer, which counts ns. */
 #define TIMER_VECTOR	0x50
 #define TIMER_COUNT	300000000
 #define TIMER_DIV_1	0xb
-
-/* What takes that long does not end any more. */
-#define LIMIT_SECONDS	20
 
 static u64 timeout_ns;
 
@@ -63,15 +65,6 @@ static void guest_poll_with_timer(void)
 	x2apic_write_reg(APIC_TMICT, TIMER_COUNT);
 	sti();
 	guest_poll();
-}
-
-static bool join_in_time(pthread_t thread, void **result)
-{
-	struct timespec limit;
-
-	clock_gettime(CLOCK_REALTIME, &limit);
-	limit.tv_sec += LIMIT_SECONDS;
-	return !pthread_timedjoin_np(thread, result, &limit);
 }
 
 static void sig_handler(int sig)
@@ -105,7 +98,7 @@ FIXTURE_SETUP(xen_poll)
 	TEST_ASSERT_EQ(sigaction(SIGUSR1, &sa, NULL), 0);
 	self->vm = vm_create_with_one_vcpu(&self->vcpu, guest_poll);
 	vm_userspace_mem_region_add(self->vm, VM_MEM_SRC_ANONYMOUS,
-				    XEN_REGION_GPA, XEN_REGION_SLOT, 2, 0);
+				    XEN_REGION_GPA, XEN_REGION_SLOT, REGION_PAGES, 0);
 	self->shinfo = addr_gpa2hva(self->vm, SHINFO_GPA);
 	self->vi = addr_gpa2hva(self->vm, VCPU_INFO_GPA);
 	xen_enable(self->vm);
@@ -135,7 +128,7 @@ static long finish(pthread_t thread)
 {
 	void *result;
 
-	if (join_in_time(thread, &result))
+	if (test_join_in_time(thread, &result))
 		return (long)result;
 
 	pthread_kill(thread, SIGUSR1);
@@ -185,12 +178,7 @@ TEST_F(xen_poll, not_masked_selector_set)
 /* ... and here the interrupt goes to a vector of the vCPU's own. */
 TEST_F(xen_poll, not_masked_upcall_vector)
 {
-	struct kvm_xen_vcpu_attr attr = {
-		.type = KVM_XEN_VCPU_ATTR_TYPE_UPCALL_VECTOR,
-		.u.vector = 0x40,
-	};
-
-	vcpu_ioctl(self->vcpu, KVM_XEN_VCPU_SET_ATTR, &attr);
+	xen_set_vcpu_upcall_vector(self->vcpu, UPCALL_VECTOR);
 	start_and_block(self->vcpu, &self->thread);
 	xen_evtchn_send(self->vcpu, PORT);
 	ASSERT_EQ(finish(self->thread), 0)
@@ -223,6 +211,79 @@ TEST_F(xen_poll, not_its_own_without_page)
 	ASSERT_EQ(finish(self->thread), 0)
 		TH_LOG("The event did not end the poll");
 	expect_poll_returned(_metadata, self->vcpu);
+	EXPECT_TRUE(xen_is_pending(self->shinfo, PORT));
+	close(fd);
+}
+
+/* The event is another vCPU's timer's, which expires before the poll... */
+TEST_F(xen_poll, timer_not_its_own_without_page)
+{
+	struct kvm_vcpu *other = vm_vcpu_add(self->vm, 1, guest_poll);
+
+	TEST_ASSERT_EQ(madvise(self->shinfo, PAGE_SIZE, MADV_DONTNEED), 0);
+	xen_set_timer(other, PORT, 1);
+	start(self->vcpu, &self->thread);
+	ASSERT_EQ(finish(self->thread), 0)
+		TH_LOG("The poller sleeps though the timer has expired");
+	expect_poll_returned(_metadata, self->vcpu);
+	EXPECT_TRUE(xen_is_pending(self->shinfo, PORT));
+	EXPECT_EQ(xen_timer_expires(other), 0);
+}
+
+/* ... or during the poll. */
+TEST_F(xen_poll, timer_not_its_own_expires_meanwhile)
+{
+	struct kvm_vcpu *other = vm_vcpu_add(self->vm, 1, guest_poll);
+
+	vcpu_arch_set_entry_point(self->vcpu, guest_poll_twice);
+	start_and_block(self->vcpu, &self->thread);
+	TEST_ASSERT_EQ(madvise(self->shinfo, PAGE_SIZE, MADV_DONTNEED), 0);
+	xen_set_timer(other, PORT, 1);
+	ASSERT_EQ(finish(self->thread), 0)
+		TH_LOG("The timer did not end the poll");
+	expect_poll_returned(_metadata, self->vcpu);
+	EXPECT_TRUE(xen_is_pending(self->shinfo, PORT));
+	EXPECT_EQ(xen_timer_expires(other), 0);
+}
+
+static void set_region(struct kvm_vm *vm, bool present)
+{
+	struct userspace_mem_region *region = memslot2region(vm, XEN_REGION_SLOT);
+	struct kvm_userspace_memory_region slot = {
+		.slot = XEN_REGION_SLOT,
+		.guest_phys_addr = XEN_REGION_GPA,
+		.memory_size = present ? REGION_PAGES * PAGE_SIZE : 0,
+		.userspace_addr = (unsigned long)region->host_mem,
+	};
+
+	vm_ioctl(vm, KVM_SET_USER_MEMORY_REGION, &slot);
+}
+
+/* KVM can't read what is pending, so the guest has to. */
+TEST_F(xen_poll, without_memslot)
+{
+	set_region(self->vm, false);
+	start(self->vcpu, &self->thread);
+	ASSERT_EQ(finish(self->thread), 0)
+		TH_LOG("The poller sleeps though shared_info is unbacked");
+	expect_poll_returned(_metadata, self->vcpu);
+}
+
+TEST_F(xen_poll, memslot_deleted_meanwhile)
+{
+	int fd = xen_irqfd(self->vcpu, GSI, PORT);
+
+	start_and_block(self->vcpu, &self->thread);
+	set_region(self->vm, false);
+	TEST_ASSERT_EQ(eventfd_write(fd, 1), 0);
+	ASSERT_EQ(finish(self->thread), 0)
+		TH_LOG("The event did not end the poll");
+	expect_poll_returned(_metadata, self->vcpu);
+
+	/* The event is deferred until the memslot is back. */
+	set_region(self->vm, true);
+	vcpu_run(self->vcpu);
+	EXPECT_EQ(get_ucall(self->vcpu, NULL), UCALL_DONE);
 	EXPECT_TRUE(xen_is_pending(self->shinfo, PORT));
 	close(fd);
 }
@@ -265,7 +326,7 @@ TEST_F(xen_poll, memslots_change_meanwhile)
 	self->shinfo->evtchn_mask[PORT / 64] |= BIT_ULL(PORT % 64);
 	start_and_block(self->vcpu, &self->thread);
 	TEST_ASSERT_EQ(pthread_create(&adder, NULL, add_memslot, self->vm), 0);
-	in_time = join_in_time(adder, NULL);
+	in_time = test_join_in_time(adder, NULL);
 	EXPECT_TRUE(in_time)
 		TH_LOG("A guest that polls holds up the VM's memslots");
 
@@ -275,6 +336,124 @@ TEST_F(xen_poll, memslots_change_meanwhile)
 		pthread_join(adder, NULL);
 	ASSERT_EQ(finish(self->thread), 0);
 	expect_poll_returned(_metadata, self->vcpu);
+}
+
+static bool owner_woken;
+
+static void guest_upcall(struct ex_regs *regs)
+{
+	struct xen_vcpu_info *vi = (void *)OWNER_INFO_GPA;
+
+	if (vi->evtchn_upcall_pending) {
+		WRITE_ONCE(vi->evtchn_upcall_pending, 0);
+		owner_woken = true;
+	}
+}
+
+static void guest_apic_upcall(struct ex_regs *regs)
+{
+	guest_upcall(regs);
+	x2apic_write_reg(APIC_EOI, 0);
+}
+
+static void guest_owner(void)
+{
+	x2apic_enable();
+	while (!owner_woken)
+		asm volatile("sti; hlt; cli" ::: "memory");
+	GUEST_DONE();
+}
+
+/*
+ * An event is deferred for its vCPU, the owner, while shared_info's page is
+ * missing.  Another vCPU polls for the event, takes it to deliver it, and waits
+ * for the page.  The owner runs meanwhile, has nothing to deliver, and halts.
+ * If the poller does not get the page, the event must wake the owner once the
+ * page is back.
+ */
+FIXTURE(xen_poll_owner) {
+	struct kvm_vcpu *poller;
+	struct kvm_vcpu *owner;
+	struct kvm_vm *vm;
+	void *shinfo;
+};
+
+FIXTURE_VARIANT(xen_poll_owner) {
+	bool vcpu_vector;
+	bool timer;
+};
+
+FIXTURE_VARIANT_ADD(xen_poll_owner, irqfd_vm_vector) { };
+FIXTURE_VARIANT_ADD(xen_poll_owner, irqfd_vcpu_vector) { .vcpu_vector = true };
+FIXTURE_VARIANT_ADD(xen_poll_owner, timer_vm_vector) { .timer = true };
+FIXTURE_VARIANT_ADD(xen_poll_owner, timer_vcpu_vector) { .timer = true, .vcpu_vector = true };
+
+FIXTURE_SETUP(xen_poll_owner)
+{
+	self->vm = vm_create_with_one_vcpu(&self->poller, guest_poll);
+	self->owner = vm_vcpu_add(self->vm, 1, guest_owner);
+	vm_userspace_mem_region_add(self->vm, VM_MEM_SRC_ANONYMOUS,
+				    XEN_REGION_GPA, XEN_REGION_SLOT, REGION_PAGES, 0);
+	virt_map(self->vm, VCPU_INFO_GPA, VCPU_INFO_GPA, 1);
+	self->shinfo = addr_gpa2hva(self->vm, SHINFO_GPA);
+	xen_enable(self->vm);
+	xen_set_shared_info(self->vm, SHINFO_GPA);
+	xen_set_vcpu_info(self->poller, VCPU_INFO_GPA);
+	xen_set_vcpu_info(self->owner, OWNER_INFO_GPA);
+	if (variant->vcpu_vector) {
+		vm_install_exception_handler(self->vm, UPCALL_VECTOR, guest_apic_upcall);
+		xen_set_vcpu_upcall_vector(self->owner, UPCALL_VECTOR);
+	} else {
+		vm_install_exception_handler(self->vm, UPCALL_VECTOR, guest_upcall);
+		xen_set_upcall_vector(self->vm, UPCALL_VECTOR);
+	}
+}
+
+FIXTURE_TEARDOWN(xen_poll_owner)
+{
+	kvm_vm_free(self->vm);
+}
+
+static void defer_event(struct kvm_vcpu *vcpu, bool timer)
+{
+	int fd;
+
+	if (timer) {
+		xen_set_timer(vcpu, PORT, 1);
+		return;
+	}
+
+	fd = xen_irqfd(vcpu, GSI, PORT);
+	TEST_ASSERT_EQ(eventfd_write(fd, 1), 0);
+
+	/* The event goes to a worker; deassigning the irqfd waits for it. */
+	kvm_deassign_irqfd(vcpu->vm, GSI, fd);
+	close(fd);
+}
+
+TEST_F(xen_poll_owner, page_is_denied_to_poller)
+{
+	struct vcpu_thread poller, owner;
+	int uffd;
+
+	uffd = uffd_page_take(self->shinfo);
+	defer_event(self->owner, variant->timer);
+	vcpu_thread_start(&poller, self->poller);
+	uffd_page_await(uffd, self->shinfo);
+	vcpu_thread_start(&owner, self->owner);
+	ASSERT_TRUE(vcpu_thread_rests(&owner));
+
+	uffd_page_deny(uffd, self->shinfo);
+	ASSERT_TRUE(vcpu_thread_finish(&poller))
+		TH_LOG("The poller sleeps though shared_info can't be mapped");
+	expect_poll_returned(_metadata, self->poller);
+
+	uffd_page_allow(self->shinfo);
+	uffd_page_bring(uffd, self->shinfo);
+	EXPECT_TRUE(vcpu_thread_finish(&owner))
+		TH_LOG("The owner sleeps though shared_info is back");
+	EXPECT_TRUE(xen_is_pending(self->shinfo, PORT));
+	close(uffd);
 }
 
 int main(int argc, char *argv[])

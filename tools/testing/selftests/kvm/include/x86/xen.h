@@ -13,6 +13,9 @@
 
 #define XEN_HYPERCALL_MSR		0x40000000
 
+#define __HYPERVISOR_set_timer_op	15
+#define __HYPERVISOR_vcpu_op		24
+#define VCPUOP_set_singleshot_timer	8
 #define __HYPERVISOR_sched_op		29
 #define SCHEDOP_poll			3
 #define __HYPERVISOR_event_channel_op	32
@@ -84,6 +87,11 @@ struct xen_sched_poll {
 	u64 timeout;
 };
 
+struct xen_singleshot_timer {
+	u64 timeout_abs_ns;
+	u32 flags;
+};
+
 /*
  * KVM does what is pending for a vCPU between two entries: this exit does not go
  * to userspace, so another entry follows.
@@ -118,6 +126,21 @@ static inline u64 xen_guest_poll(u32 port, u64 timeout)
 	};
 
 	return __xen_hypercall(__HYPERVISOR_sched_op, SCHEDOP_poll, &poll);
+}
+
+/* Have the vCPU's timer expire at WHEN, in ns of the guest's clock... */
+static inline u64 xen_guest_set_timer(u64 when)
+{
+	return __xen_hypercall(__HYPERVISOR_set_timer_op, when, NULL);
+}
+
+/* ... and by the newer hypercall. */
+static inline u64 xen_guest_set_singleshot_timer(u32 vcpu_id, u64 when)
+{
+	struct xen_singleshot_timer timer = { .timeout_abs_ns = when };
+
+	return __xen_hypercall3(__HYPERVISOR_vcpu_op, VCPUOP_set_singleshot_timer, vcpu_id,
+				&timer);
 }
 
 static inline int __xen_set_long_mode(struct kvm_vm *vm, bool long_mode)
@@ -200,6 +223,17 @@ static inline void xen_set_vcpu_info(struct kvm_vcpu *vcpu, u64 gpa)
 	xen_set_vcpu_area(vcpu, KVM_XEN_VCPU_ATTR_TYPE_VCPU_INFO, gpa);
 }
 
+/* Events of this vCPU raise VECTOR in its local APIC. */
+static inline void xen_set_vcpu_upcall_vector(struct kvm_vcpu *vcpu, u8 vector)
+{
+	struct kvm_xen_vcpu_attr attr = {
+		.type = KVM_XEN_VCPU_ATTR_TYPE_UPCALL_VECTOR,
+		.u.vector = vector,
+	};
+
+	vcpu_ioctl(vcpu, KVM_XEN_VCPU_SET_ATTR, &attr);
+}
+
 static inline int __xen_set_vcpu_id(struct kvm_vcpu *vcpu, u32 id)
 {
 	struct kvm_xen_vcpu_attr attr = {
@@ -228,6 +262,30 @@ static inline void xen_set_timer(struct kvm_vcpu *vcpu, u32 port, u64 expires_ns
 	};
 
 	vcpu_ioctl(vcpu, KVM_XEN_VCPU_SET_ATTR, &attr);
+}
+
+/* 0 if the timer is not set, i.e. also once its event was delivered. */
+static inline u64 xen_timer_expires(struct kvm_vcpu *vcpu)
+{
+	struct kvm_xen_vcpu_attr attr = { .type = KVM_XEN_VCPU_ATTR_TYPE_TIMER };
+
+	vcpu_ioctl(vcpu, KVM_XEN_VCPU_GET_ATTR, &attr);
+	return attr.u.timer.expires_ns;
+}
+
+static inline u64 xen_get_clock(struct kvm_vm *vm)
+{
+	struct kvm_clock_data clock;
+
+	vm_ioctl(vm, KVM_GET_CLOCK, &clock);
+	return clock.clock;
+}
+
+static inline void xen_set_clock(struct kvm_vm *vm, u64 ns)
+{
+	struct kvm_clock_data clock = { .clock = ns };
+
+	vm_ioctl(vm, KVM_SET_CLOCK, &clock);
 }
 
 static inline struct kvm_irq_routing_xen_evtchn xen_evtchn(struct kvm_vcpu *vcpu, u32 port)
