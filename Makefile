@@ -15,7 +15,7 @@ RUNFLAGS = $(if $(FILTER),--filter '$(FILTER)') $(if $(V),-v) $(if $(JUNIT),--ju
 	   $(if $(ARGS),--args '$(ARGS)') $(if $(TIMEOUT),--timeout $(TIMEOUT))
 
 .PHONY: help run check check-long test list lint selftest tree export kernel base-test bench litmus \
-	each static deps clean distclean
+	each static planted deps clean distclean
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/\1|\2/p' Makefile | \
@@ -77,6 +77,9 @@ bench: ## base and series side by side: instructions, and time on two CPUs
 	for t in series base; do $(H)/kernel $$t default; $(H)/image $$t default; done; \
 	$(H)/bench.py
 
+planted: ## bugs planted in the kernel, one at a time: is each found? make planted ONLY=regex
+	@$(H)/tree; $(H)/planted.py $(if $(ONLY),--only '$(ONLY)')
+
 litmus: ## the litmus tests, by herd7, and that each barrier of theirs is needed
 	@$(H)/deps; $(H)/tree; $(H)/litmus
 
@@ -84,7 +87,7 @@ deps: ## install what the harness needs (root or sudo)
 	@$(H)/deps
 
 clean: ## remove what was built, but not the work tree
-	rm -rf build/series-* build/base build/results build/each build/static
+	rm -rf build/series-* build/base build/results build/each build/static build/planted
 
 distclean: ## remove build/ whole; work in build/linux that was not exported is lost
 	rm -rf build

@@ -146,7 +146,7 @@ class Plan:
         self.tree = args.tree
         self.seconds = args.timeout     # of each test, if it was said
         self.machine = machines.choose(machine)
-        self.build = os.path.join(BUILD, *(['base'] if self.tree == 'base' else []), f'{self.tree}-{self.kernel}')
+        self.build = os.path.join(BUILD, *([self.tree] if self.tree != 'series' else []), f'{self.tree}-{self.kernel}')
         self.name = f'{self.machine.name}-{self.kernel}-{self.suite}'
         listing = os.path.join(self.build, 'image', 'tests')
         if not os.path.exists(listing):
@@ -189,7 +189,7 @@ class Runner:
         self.args = args
         self.entries = read_expected(args.expected)
         stamp = time.strftime('%Y%m%d-%H%M%S') + f'-{os.getpid()}'
-        self.dir = os.path.join(BUILD, 'results', stamp)
+        self.dir = args.results or os.path.join(BUILD, 'results', stamp)
         self.unexpected = []
         self.passed = self.skipped = self.listed = 0
         self.machines = set()   # that run
@@ -201,10 +201,11 @@ class Runner:
 
     def run(self, plans):
         os.makedirs(self.dir)
-        last = os.path.join(BUILD, 'results', 'last')
-        tmp = f'{last}.{os.getpid()}'
-        os.symlink(os.path.basename(self.dir), tmp)
-        os.replace(tmp, last)
+        if not self.args.results:
+            last = os.path.join(BUILD, 'results', 'last')
+            tmp = f'{last}.{os.getpid()}'
+            os.symlink(os.path.basename(self.dir), tmp)
+            os.replace(tmp, last)
         pool = concurrent.futures.ThreadPoolExecutor(self.args.jobs)
         try:
             for future in [pool.submit(self.boot, plan) for plan in plans]:
@@ -486,10 +487,15 @@ def write_junit(plans, path, unexpected):
     kunit_junit.write_junit_result(node('kvm-gpc', subtests=suites), path)
 
 
-def main():
+def end_on_signals():
+    for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(s, lambda n, f: sys.exit(128 + n))
+
+
+def parse_args(argv=None):
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument('plans', nargs='+', metavar='MACHINE:KERNEL:SUITE')
-    ap.add_argument('--tree', default='series', choices=('series', 'base'))
+    ap.add_argument('--tree', default='series', choices=('series', 'base', 'planted'))
     ap.add_argument('--filter', type=re.compile, default=re.compile(''), help='run only tests that match this regex')
     ap.add_argument('--list', action='store_true', help='list the tests and end')
     ap.add_argument('-v', '--verbose', action='store_true', help="show the tests' output as it comes")
@@ -500,10 +506,15 @@ def main():
     ap.add_argument('--timeout', type=int, metavar='SECONDS', help='for each test, in place of its usual limit')
     ap.add_argument('--limit', type=int, metavar='SECONDS',
                     help='for the whole run; 5000, or none if --timeout is given')
+    ap.add_argument('--results', metavar='DIR', help='write there, in place of build/results/DATE')
     ap.add_argument('--expected', default=os.path.join(HERE, 'expected'))
-    args = ap.parse_args()
+    args = ap.parse_args(argv)
     args.limit = args.limit or (float('inf') if args.timeout else 5000)
+    return args
 
+
+def main():
+    args = parse_args()
     plans = [Plan(text, args) for text in args.plans]
     for name, *arguments in args.args:
         if not arguments or not any(t.endswith(f':{name}') for p in plans for t in p.tests):
@@ -514,8 +525,7 @@ def main():
                 if args.filter.search(t):
                     print(f'{p.name} {t}')
         return 0
-    for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(s, lambda n, f: sys.exit(128 + n))
+    end_on_signals()
     runner = Runner(args)
     runner.run(plans)
     return runner.summary(plans)

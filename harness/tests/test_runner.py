@@ -16,8 +16,8 @@ import xml.etree.ElementTree as ET
 HARNESS = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 TOP = os.path.dirname(HARNESS)
 
-# run.py with a machine that runs the shell script $FAKE; $1 is the kernel's
-# log, $2 is KTAP, $3 the initramfs.
+# run.py, or what makes use of it, with a machine that runs the shell script $FAKE;
+# $1 is the kernel's log, $2 is KTAP, $3 the initramfs, $4 the kernel.
 WRAPPER = '''
 import os, sys
 sys.path.insert(0, {harness!r})
@@ -29,11 +29,12 @@ class Fake:
     def start(self, plan, initrd):
         paths = machines.fifos(plan)
         return machines.Process(plan, ['sh', os.environ['FAKE'], paths['console'], paths['ktap'],
-                                       initrd], paths)
+                                       initrd, os.path.join(plan.build, 'bzImage')], paths)
 machines.choose = lambda kind: Fake()
 import run
 run.kunit_tools = lambda: sys.path.insert(0, {kunit!r})
-sys.exit(run.main())
+import {main} as main
+sys.exit(main.main())
 '''
 
 PRELUDE = '''
@@ -46,7 +47,7 @@ note start 7.3.4
 END = 'note leaks\nnote done 0\n'
 
 
-class Runner(unittest.TestCase):
+class Machine(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
         out = subprocess.run([os.path.join(HARNESS, 'base')], stdout=subprocess.PIPE, text=True, check=True)
@@ -62,6 +63,11 @@ class Runner(unittest.TestCase):
     def setUp(self):
         self.dir = tempfile.mkdtemp(prefix='kvm-gpc-test.')
         self.addCleanup(shutil.rmtree, self.dir)
+
+
+class Runner(Machine):
+    def setUp(self):
+        super().setUp()
         image = os.path.join(self.dir, 'series-default/image')
         os.makedirs(image)
         for part in ('common', 'kvm', 'xen'):
@@ -70,7 +76,7 @@ class Runner(unittest.TestCase):
             f.write('kvm:one\nkvm:two\nkunit:s\n')
         self.wrapper = os.path.join(self.dir, 'wrapper.py')
         with open(self.wrapper, 'w') as f:
-            f.write(WRAPPER.format(harness=HARNESS, kunit=self.kunit))
+            f.write(WRAPPER.format(harness=HARNESS, kunit=self.kunit, main='run'))
         self.expected = os.path.join(self.dir, 'expected')
         open(self.expected, 'w').close()
 

@@ -52,7 +52,7 @@ class Sandbox(unittest.TestCase):
         self.addCleanup(shutil.rmtree, self.dir)
         self.top = os.path.join(self.dir, 'top')
         shutil.copytree(HARNESS, os.path.join(self.top, 'harness'),
-                        ignore=shutil.ignore_patterns('tests', '__pycache__'))
+                        ignore=shutil.ignore_patterns('tests', 'planted', '__pycache__'))
         self.kernel = os.path.join(self.dir, 'kernel')
         for name, text in {**KERNEL_TREE, **self.scripts}.items():
             write(os.path.join(self.kernel, name), text)
@@ -162,6 +162,19 @@ class Lint(Sandbox):
         self.git('commit', '-q', '--amend', '-m', 'pfncache: add a file\n\nThis patch adds a file.\n')
         self.ok('harness/export')
         self.fails('harness/lint', says=['Capitalised imperative', 'without pronouns'])
+
+
+    def test_planted(self):
+        path = os.path.join(self.top, 'harness/planted/x.patch')
+        patch = ('Plan: amd:default:kunit\nFound-by: kunit:s.c\n\nA line is another one.\n\n'
+                 '--- a/virt/kvm/pfncache.c\n+++ b/virt/kvm/pfncache.c\n'
+                 '@@ -21,3 +21,3 @@\n int line_19;\n-int line_twenty;\n+int planted;\n int line_21;\n')
+        write(path, patch)
+        self.ok('harness/lint')
+        write(path, patch.replace('line_twenty', 'line_20'))
+        self.fails('harness/lint', says='harness/planted/x.patch does not apply')
+        write(path, patch.replace('Plan:', 'Map:'))
+        self.fails('harness/lint', says=['cannot read "Map:', 'harness/planted cannot be read'])
 
 
 class Export(Sandbox):

@@ -12,13 +12,16 @@
  */
 #include <kunit/test.h>
 #include <linux/completion.h>
+#include <linux/hrtimer.h>
 #include <linux/io.h>
 #include <linux/irq_work.h>
 #include <linux/kthread.h>
 #include <linux/mman.h>
 #include <linux/sched/signal.h>
+#include <linux/sizes.h>
 #include <linux/uaccess.h>
 #include <linux/unaligned.h>
+#include <linux/unroll.h>
 #include <linux/vmalloc.h>
 #include <linux/workqueue.h>
 
@@ -32,6 +35,12 @@
 #define GPC_NO_GPA	gfn_to_gpa(GPC_GFN2 + GPC_PAGES)
 /* Every other page is left out if they are to be scattered. */
 #define GPC_MAP_TEST_LEN	(2 * GPC_MAP_MAX * PAGE_SIZE)
+/* A hundred times the instructions that it takes to lock and unlock a cache. */
+#define GPC_TEST_INTERRUPTS	5000
+/* So many looks at a cache take longer than an invalidation takes to get to it. */
+#define GPC_TEST_MAX_DELAY	4096
+#define GPC_TEST_LINES		24
+#define GPC_TEST_COLD		SZ_1M
 
 struct gpc_test {
 	struct kvm *kvm;
@@ -55,10 +64,15 @@ struct gpc_test {
 	int invalidations;
 	unsigned int round;
 	unsigned int round_done;
+	int delay;
+	u8 *cold;
+	unsigned long cold_reader, cold_inv;
 	unsigned int reads;
 	bool gone;
 	unsigned int reads_of_gone;
 	gpa_t scattered;
+	struct hrtimer timer;
+	bool timer_fired;
 };
 
 /* Stubs of functions that fail. */
@@ -234,6 +248,7 @@ static void gpc_test_exit(struct kunit *test)
 
 	kvm_gpc_deactivate(&t->gpc);
 	kvm_gpc_deactivate(&t->gpc2);
+	vfree(t->cold);
 	KUNIT_EXPECT_TRUE(test, RB_EMPTY_ROOT(&t->kvm->gpc_tree.rb_root));
 	kvm_gpc_destroy_vm(t->kvm);
 	cleanup_srcu_struct(&t->kvm->srcu);
@@ -544,6 +559,54 @@ static void gpc_test_wait_for_own(struct kunit *test)
 	KUNIT_EXPECT_TRUE(test, gpc_test_has_to_wait(&t->gpc2));
 	gpc_test_invalidate_end(t, 1);
 	KUNIT_EXPECT_FALSE(test, gpc_test_has_to_wait(&t->gpc2));
+}
+
+/*
+ * Invalidations that begin with the same page, or end with it, are told apart by both
+ * ends: the one that ends is not taken for the other.
+ */
+static void gpc_test_expect_told_apart(struct kunit *test, bool long_first, int page)
+{
+	struct gpc_test *t = test->priv;
+	unsigned long end = t->uaddr + GPC_PAGES * PAGE_SIZE;
+
+	if (long_first)
+		kvm_gpc_invalidate_start(t->kvm, t->uaddr, end);
+	gpc_test_invalidate_start(t, page);
+	if (!long_first)
+		kvm_gpc_invalidate_start(t->kvm, t->uaddr, end);
+
+	/* The short one ends first ... */
+	gpc_test_invalidate_end(t, page);
+	KUNIT_EXPECT_TRUE(test, gpc_test_has_to_wait(&t->gpc));
+	KUNIT_EXPECT_TRUE(test, gpc_test_has_to_wait(&t->gpc2));
+
+	/* ... or the long one. */
+	gpc_test_invalidate_start(t, page);
+	kvm_gpc_invalidate_end(t->kvm, t->uaddr, end);
+	KUNIT_EXPECT_EQ(test, gpc_test_has_to_wait(&t->gpc), page == 0);
+	KUNIT_EXPECT_EQ(test, gpc_test_has_to_wait(&t->gpc2), page == 1);
+
+	gpc_test_invalidate_end(t, page);
+	KUNIT_EXPECT_FALSE(test, gpc_test_has_to_wait(&t->gpc));
+	KUNIT_EXPECT_FALSE(test, gpc_test_has_to_wait(&t->gpc2));
+}
+
+static void gpc_test_told_apart(struct kunit *test)
+{
+	struct gpc_test *t = test->priv;
+	int page;
+
+	gpc_test_activate(test);
+	KUNIT_ASSERT_EQ(test, kvm_gpc_activate(&t->gpc2, GPC_GPA + PAGE_SIZE, GPC_LEN), 0);
+	/* A refresh that need not wait finds its page without a fault. */
+	gpc_test_expect_area(test, &t->gpc, GPC_GPA);
+	gpc_test_expect_area(test, &t->gpc2, GPC_GPA + PAGE_SIZE);
+
+	for (page = 0; page < GPC_PAGES; page++) {
+		gpc_test_expect_told_apart(test, false, page);
+		gpc_test_expect_told_apart(test, true, page);
+	}
 }
 
 /* It wakes up when that is over. */
@@ -925,6 +988,17 @@ static int gpc_test_wait_for_read(struct gpc_test *t)
 	return 0;
 }
 
+/* Where t->gpc's area is mapped. */
+static void *gpc_test_area_addr(struct kunit *test)
+{
+	struct gpc_test *t = test->priv;
+	void *p = kvm_gpc_lock(&t->gpc);
+
+	KUNIT_ASSERT_FALSE(test, IS_ERR(p));
+	kvm_gpc_unlock(&t->gpc);
+	return p;
+}
+
 /* An invalidated area is unmapped though no refresh follows. */
 static void gpc_test_unmapped_without_refresh(struct kunit *test)
 {
@@ -939,6 +1013,38 @@ static void gpc_test_unmapped_without_refresh(struct kunit *test)
 	flush_work(&t->kvm->gpc_unmap_work);
 	KUNIT_EXPECT_NULL(test, find_vm_area(khva));
 	KUNIT_EXPECT_TRUE(test, kvm_gpc_is_active(&t->gpc));
+}
+
+/* Whether nothing is mapped at @addr any more, at the latest after a while. */
+static bool gpc_test_is_unmapped(void *addr)
+{
+	unsigned long end = jiffies + 10 * HZ;
+
+	while (vmalloc_to_page(addr)) {
+		if (time_after(jiffies, end))
+			return false;
+		schedule_timeout_uninterruptible(1);
+	}
+
+	return true;
+}
+
+/* Of an area that a cache leaves, no mapping is left. */
+static void gpc_test_unmaps_old_area(struct kunit *test)
+{
+	struct gpc_test *t = test->priv;
+	gpa_t gpa = gpc_test_scattered_area(test);
+	void *addr = gpc_test_area_addr(test);
+
+	KUNIT_EXPECT_NOT_NULL(test, vmalloc_to_page(addr));
+	KUNIT_ASSERT_EQ(test, kvm_gpc_activate(&t->gpc, GPC_GPA, GPC_LEN), 0);
+	KUNIT_EXPECT_TRUE(test, gpc_test_is_unmapped(addr));
+
+	KUNIT_ASSERT_EQ(test, kvm_gpc_activate(&t->gpc, gpa, GPC_LEN), 0);
+	addr = gpc_test_area_addr(test);
+	KUNIT_EXPECT_NOT_NULL(test, vmalloc_to_page(addr));
+	kvm_gpc_deactivate(&t->gpc);
+	KUNIT_EXPECT_TRUE(test, gpc_test_is_unmapped(addr));
 }
 
 static int gpc_test_move(struct gpc_test *t)
@@ -1026,6 +1132,64 @@ static void gpc_test_nested(struct kunit *test)
 	KUNIT_EXPECT_PTR_EQ(test, t->irq_khva2, p2);
 }
 
+/* An interrupt that uses a cache of its own, anywhere in what it interrupts. */
+static enum hrtimer_restart gpc_test_timer_fn(struct hrtimer *timer)
+{
+	struct gpc_test *t = container_of(timer, struct gpc_test, timer);
+
+	if (!IS_ERR(kvm_gpc_trylock(&t->gpc2)))
+		kvm_gpc_unlock(&t->gpc2);
+
+	WRITE_ONCE(t->timer_fired, true);
+	return HRTIMER_NORESTART;
+}
+
+/*
+ * With t->gpc locked: whether an invalidation can tell.  If not, mend it, as to unlock it
+ * would leave preemption disabled.
+ */
+static bool gpc_test_is_held(struct gpc_test *t)
+{
+	struct gpc_readers *readers = this_cpu_ptr(&gpc_readers);
+
+	if (likely(readers->held[readers->nr] == &t->gpc))
+		return true;
+
+	readers->held[readers->nr] = &t->gpc;
+	return false;
+}
+
+/* Each interrupt comes in between two other instructions of a lock or an unlock. */
+static void gpc_test_interrupted(struct kunit *test)
+{
+	struct gpc_test *t = test->priv;
+	unsigned int lost = 0, failed = 0;
+	int i;
+
+	gpc_test_activate(test);
+	KUNIT_ASSERT_EQ(test, kvm_gpc_activate(&t->gpc2, GPC_GPA + PAGE_SIZE, GPC_LEN), 0);
+	hrtimer_setup(&t->timer, gpc_test_timer_fn, CLOCK_MONOTONIC, HRTIMER_MODE_REL_PINNED_HARD);
+
+	migrate_disable();
+	for (i = 0; i < GPC_TEST_INTERRUPTS; i++) {
+		WRITE_ONCE(t->timer_fired, false);
+		hrtimer_start(&t->timer, ns_to_ktime(10000 + i), HRTIMER_MODE_REL_PINNED_HARD);
+		while (!READ_ONCE(t->timer_fired)) {
+			if (IS_ERR(kvm_gpc_trylock(&t->gpc))) {
+				failed++;
+				continue;
+			}
+			lost += !gpc_test_is_held(t);
+			kvm_gpc_unlock(&t->gpc);
+		}
+	}
+	migrate_enable();
+	hrtimer_cancel(&t->timer);
+
+	KUNIT_EXPECT_EQ(test, failed, 0);
+	KUNIT_EXPECT_EQ(test, lost, 0);
+}
+
 static bool gpc_test_wait_for_invalidation(struct gpc_test *t)
 {
 	ktime_t end = ktime_add_ms(ktime_get(), 10000);
@@ -1052,12 +1216,39 @@ static void gpc_test_invalidate_fn(struct work_struct *work)
 	WRITE_ONCE(t->invalidations, 2);
 }
 
+/*
+ * With t->gpc locked: whether its page's invalidation, on another CPU, gets as far as to
+ * clear khva, and no further.
+ */
+static bool gpc_test_does_invalidation_wait(struct gpc_test *t)
+{
+	bool is_cleared;
+	ktime_t end;
+
+	queue_work_on(cpumask_any_but(cpu_online_mask, smp_processor_id()), system_percpu_wq,
+		      &t->invalidate);
+
+	is_cleared = gpc_test_wait_for_invalidation(t);
+	end = ktime_add_ms(ktime_get(), 10);
+	while (ktime_before(ktime_get(), end) && READ_ONCE(t->invalidations) == 1)
+		cpu_relax();
+
+	return is_cleared && READ_ONCE(t->invalidations) == 1;
+}
+
+static void gpc_test_expect_invalidated(struct kunit *test)
+{
+	struct gpc_test *t = test->priv;
+
+	flush_work(&t->invalidate);
+	KUNIT_EXPECT_EQ(test, t->invalidations, 2);
+	KUNIT_EXPECT_EQ(test, gpc_test_trylock_error(&t->gpc), -EWOULDBLOCK);
+}
+
 static void gpc_test_invalidation_waits(struct kunit *test)
 {
 	struct gpc_test *t = test->priv;
-	int invalidations;
-	bool is_cleared;
-	ktime_t end;
+	bool does_wait;
 	void *p;
 
 	if (num_online_cpus() < 2)
@@ -1069,55 +1260,138 @@ static void gpc_test_invalidation_waits(struct kunit *test)
 
 	p = kvm_gpc_lock(&t->gpc);
 	KUNIT_ASSERT_FALSE(test, IS_ERR(p));
-	queue_work_on(cpumask_any_but(cpu_online_mask, smp_processor_id()), system_percpu_wq,
-		      &t->invalidate);
-
-	/* It gets as far as to clear khva, and no further. */
-	is_cleared = gpc_test_wait_for_invalidation(t);
-	end = ktime_add_ms(ktime_get(), 10);
-	while (ktime_before(ktime_get(), end) && READ_ONCE(t->invalidations) == 1)
-		cpu_relax();
-	invalidations = READ_ONCE(t->invalidations);
+	does_wait = gpc_test_does_invalidation_wait(t);
 	kvm_gpc_unlock(&t->gpc);
-	KUNIT_EXPECT_TRUE(test, is_cleared);
-	KUNIT_EXPECT_EQ(test, invalidations, 1);
 
-	flush_work(&t->invalidate);
-	KUNIT_EXPECT_EQ(test, t->invalidations, 2);
-	KUNIT_EXPECT_EQ(test, gpc_test_trylock_error(&t->gpc), -EWOULDBLOCK);
+	KUNIT_EXPECT_TRUE(test, does_wait);
+	gpc_test_expect_invalidated(test);
+}
+
+/* The reader holds another cache as well, that was locked @before this one or after it. */
+static void gpc_test_expect_nested_waits(struct kunit *test, bool before)
+{
+	struct gpc_test *t = test->priv;
+	struct gfn_to_pfn_cache *first = before ? &t->gpc2 : &t->gpc;
+	struct gfn_to_pfn_cache *second = before ? &t->gpc : &t->gpc2;
+	bool does_wait = false;
+	void *p, *p2;
+
+	t->invalidations = 0;
+	gpc_test_expect_area(test, &t->gpc, GPC_GPA);
+
+	p = kvm_gpc_lock(first);
+	KUNIT_ASSERT_FALSE(test, IS_ERR(p));
+	p2 = kvm_gpc_trylock(second);
+	if (!IS_ERR(p2)) {
+		does_wait = gpc_test_does_invalidation_wait(t);
+		kvm_gpc_unlock(second);
+	}
+	kvm_gpc_unlock(first);
+
+	KUNIT_EXPECT_FALSE(test, IS_ERR(p2));
+	KUNIT_EXPECT_TRUE(test, does_wait);
+	gpc_test_expect_invalidated(test);
+}
+
+static void gpc_test_invalidation_waits_nested(struct kunit *test)
+{
+	struct gpc_test *t = test->priv;
+
+	if (num_online_cpus() < 2)
+		kunit_skip(test, "needs two CPUs");
+
+	gpc_test_activate(test);
+	KUNIT_ASSERT_EQ(test, kvm_gpc_activate(&t->gpc2, GPC_GPA2, GPC_LEN), 0);
+	INIT_WORK(&t->invalidate, gpc_test_invalidate_fn);
+
+	gpc_test_expect_nested_waits(test, false);
+	gpc_test_expect_nested_waits(test, true);
 }
 
 /*
- * Who gets at the area keeps it until the invalidation has begun, and then long enough
- * for one that does not wait to be over.
+ * A reader that has locked the cache keeps it until the invalidation has begun, and then
+ * long enough for an invalidation that does not wait to be over.
  */
-static void gpc_test_read(struct gpc_test *t)
+static bool gpc_test_read(struct gpc_test *t)
 {
 	int i;
 
 	if (IS_ERR(kvm_gpc_trylock(&t->gpc)))
-		return;
+		return false;
 
 	t->reads++;
 	gpc_test_wait_for_invalidation(t);
 	for (i = 0; i < 1000; i++)
 		t->reads_of_gone += READ_ONCE(t->gone);
 	kvm_gpc_unlock(&t->gpc);
+	return true;
+}
+
+/*
+ * Until @word is @val, or the thread is to stop.  Without cpu_relax() at first: a
+ * hypervisor may take it as an occasion to do something else, and @val be seen late.
+ */
+static bool gpc_test_spin_until(unsigned int *word, unsigned int val)
+{
+	int i;
+
+	while (!kthread_should_stop()) {
+		for (i = 0; i < 5000; i++) {
+			/* Pairs with gpc_test_announce(). */
+			if (smp_load_acquire(word) == val)
+				return true;
+		}
+		cpu_relax();
+	}
+
+	return false;
+}
+
+static void gpc_test_announce(unsigned int *word, unsigned int val)
+{
+	/* Pairs with gpc_test_spin_until(). */
+	smp_store_release(word, val);
+}
+
+/*
+ * Have what is written next be seen late by the other CPU: it comes after writes to memory
+ * that is in no cache.
+ */
+static __always_inline void gpc_test_write_cold(struct gpc_test *t, unsigned long *where)
+{
+	u8 *p = t->cold + *where;
+	int i;
+
+	*where = (*where + 64) % GPC_TEST_COLD;
+	unrolled_full
+	for (i = 0; i < GPC_TEST_LINES; i++)
+		WRITE_ONCE(p[i * GPC_TEST_COLD], 0);
+}
+
+/*
+ * The earlier one of the two waits a little longer the next time, so that they go on to
+ * meet, whatever each takes.
+ */
+static void gpc_test_read_early_or_late(struct gpc_test *t)
+{
+	int i;
+
+	for (i = t->delay; i > 0; i--)
+		kvm_gpc_is_active(&t->gpc);
+	gpc_test_write_cold(t, &t->cold_reader);
+
+	t->delay += gpc_test_read(t) ? 1 : -1;
+	t->delay = clamp(t->delay, -GPC_TEST_MAX_DELAY, GPC_TEST_MAX_DELAY);
 }
 
 static int gpc_test_read_each_round(void *data)
 {
 	struct gpc_test *t = data;
-	unsigned int round = 0;
+	unsigned int round;
 
-	while (!kthread_should_stop()) {
-		/* Pairs with gpc_test_invalidate_round(). */
-		if (smp_load_acquire(&t->round) != round) {
-			gpc_test_read(t);
-			/* Pairs with gpc_test_invalidate_round(). */
-			smp_store_release(&t->round_done, ++round);
-		}
-		cpu_relax();
+	for (round = 1; gpc_test_spin_until(&t->round, round); round++) {
+		gpc_test_read_early_or_late(t);
+		gpc_test_announce(&t->round_done, round);
 	}
 
 	return 0;
@@ -1126,23 +1400,21 @@ static int gpc_test_read_each_round(void *data)
 static int gpc_test_invalidate_round(struct gpc_test *t)
 {
 	int error = gpc_test_lock_error(&t->gpc);
-	unsigned int i;
+	int i = t->delay;
 
 	if (error)
 		return error;
 
-	/* Pairs with gpc_test_read_each_round(). */
-	smp_store_release(&t->round, t->round + 1);
-	/* Be first, or second, or neither. */
-	for (i = t->round % 256; i; i--)
+	gpc_test_announce(&t->round, t->round + 1);
+	for (; i < 0; i++)
 		barrier();
-	gpc_test_invalidate_start(t, 0);
+	scoped_guard(spinlock, &t->kvm->gpc_lock) {
+		gpc_test_write_cold(t, &t->cold_inv);
+		gpc_invalidate_ranges(t->kvm, t->uaddr, t->uaddr + PAGE_SIZE - 1);
+	}
 	WRITE_ONCE(t->gone, true);
-	/* Pairs with gpc_test_read_each_round(). */
-	while (smp_load_acquire(&t->round_done) != t->round)
-		cpu_relax();
+	gpc_test_spin_until(&t->round_done, t->round);
 	WRITE_ONCE(t->gone, false);
-	gpc_test_invalidate_end(t, 0);
 	return 0;
 }
 
@@ -1157,18 +1429,20 @@ static void gpc_test_reader_meets_invalidation(struct kunit *test)
 	if (num_online_cpus() < 2)
 		kunit_skip(test, "needs two CPUs");
 
+	t->cold = vzalloc(GPC_TEST_LINES * GPC_TEST_COLD);
+	t->cold_inv = GPC_TEST_COLD / 2;
+	KUNIT_ASSERT_NOT_NULL(test, t->cold);
 	gpc_test_activate(test);
 	reader = kthread_create(gpc_test_read_each_round, t, "gpc_test_reader");
 	KUNIT_ASSERT_FALSE(test, IS_ERR(reader));
 
-	migrate_disable();
-	kthread_bind(reader, cpumask_any_but(cpu_online_mask, smp_processor_id()));
+	set_cpus_allowed_ptr(current, cpumask_of(1));
+	kthread_bind(reader, 0);
 	wake_up_process(reader);
-	end = ktime_add_ms(ktime_get(), 500);
+	end = ktime_add_ms(ktime_get(), 5000);
 	do {
 		error = gpc_test_invalidate_round(t);
 	} while (!error && ktime_before(ktime_get(), end));
-	migrate_enable();
 
 	kthread_stop(reader);
 	kunit_info(test, "%u rounds, of which the reader was first in %u\n", t->round, t->reads);
@@ -1227,6 +1501,7 @@ static struct kunit_case gpc_test_cases[] = {
 	KUNIT_CASE(gpc_test_fatal_signal),
 	KUNIT_CASE(gpc_test_fatal_signal_wait),
 	KUNIT_CASE(gpc_test_wait_for_own),
+	KUNIT_CASE(gpc_test_told_apart),
 	KUNIT_CASE(gpc_test_wakes_up),
 	KUNIT_CASE(gpc_test_many_invalidations),
 	KUNIT_CASE(gpc_test_no_room),
@@ -1240,9 +1515,12 @@ static struct kunit_case gpc_test_cases[] = {
 	KUNIT_CASE(gpc_test_several_pages),
 	KUNIT_CASE(gpc_test_several_pages_invalidated),
 	KUNIT_CASE(gpc_test_unmapped_without_refresh),
+	KUNIT_CASE(gpc_test_unmaps_old_area),
 	KUNIT_CASE(gpc_test_unmap_under_reader),
 	KUNIT_CASE(gpc_test_nested),
+	KUNIT_CASE(gpc_test_interrupted),
 	KUNIT_CASE(gpc_test_invalidation_waits),
+	KUNIT_CASE(gpc_test_invalidation_waits_nested),
 	KUNIT_CASE(gpc_test_reader_meets_invalidation),
 	KUNIT_CASE(gpc_test_dirty),
 	{}

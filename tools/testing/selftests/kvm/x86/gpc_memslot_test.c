@@ -8,6 +8,7 @@
  */
 #include <pthread.h>
 #include <sys/eventfd.h>
+#include <sys/mman.h>
 
 #include "test_util.h"
 #include "kvm_test_harness.h"
@@ -410,6 +411,58 @@ TEST_F(gpc_memslot, kvmclock_before_memslot)
 	run(self->vcpu);
 	EXPECT_NE(time->version, 0);
 	EXPECT_EQ(time->version % 2, 0);
+}
+
+/*
+ * The guest moves its clock to where there is no memory: KVM writes to neither place,
+ * and to the new one as soon as there is memory.
+ */
+TEST_F(gpc_memslot, kvmclock_moved_to_nowhere)
+{
+	struct pvclock_vcpu_time_info *time = addr_gpa2hva(self->vm, TIME_GPA), before;
+
+	vcpu_set_msr(self->vcpu, MSR_KVM_SYSTEM_TIME_NEW, TIME_GPA | 1);
+	run(self->vcpu);
+	EXPECT_NE(time->version, 0);
+
+	before = *time;
+	vcpu_set_msr(self->vcpu, MSR_KVM_SYSTEM_TIME_NEW, OTHER_GPA | 1);
+	change_time(self->vcpu);
+	run(self->vcpu);
+	EXPECT_EQ(memcmp(&before, time, sizeof(before)), 0);
+
+	vm_userspace_mem_region_add(self->vm, VM_MEM_SRC_ANONYMOUS, OTHER_GPA,
+				    REGION_SLOT + 1, 1, 0);
+	run(self->vcpu);
+	EXPECT_EQ(memcmp(&before, time, sizeof(before)), 0);
+	time = addr_gpa2hva(self->vm, OTHER_GPA);
+	EXPECT_NE(time->version, 0);
+	EXPECT_EQ(time->version % 2, 0);
+	EXPECT_NE(time->tsc_to_system_mul, 0);
+}
+
+/*
+ * The page is accessible again, which no change of memslots announces: KVM tries again
+ * when the vCPU is loaded the next time.
+ */
+TEST_F(gpc_memslot, kvmclock_page_not_accessible)
+{
+	struct pvclock_vcpu_time_info *time = addr_gpa2hva(self->vm, TIME_GPA), before;
+
+	vcpu_set_msr(self->vcpu, MSR_KVM_SYSTEM_TIME_NEW, TIME_GPA | 1);
+	run(self->vcpu);
+	before = *time;
+
+	TEST_ASSERT_EQ(mprotect(time, PAGE_SIZE, PROT_NONE), 0);
+	change_time(self->vcpu);
+	run(self->vcpu);
+	TEST_ASSERT_EQ(mprotect(time, PAGE_SIZE, PROT_READ | PROT_WRITE), 0);
+	EXPECT_EQ(memcmp(&before, time, sizeof(before)), 0);
+
+	run(self->vcpu);
+	EXPECT_NE(time->version, before.version);
+	EXPECT_EQ(time->version % 2, 0);
+	EXPECT_NE(time->system_time, before.system_time);
 }
 
 TEST_F(gpc_memslot, vcpu_info_time)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * The steal time of a vCPU that is preempted.
+ * The steal time of a vCPU that is preempted and, of a Xen guest's, its runstate.
  *
  * KVM writes it in two places: when the vCPU is scheduled out, where it must not wait
  * for anything ("preempted"), and before it enters the guest again, where it waits for
@@ -20,6 +20,7 @@
 #include "kvm_test_harness.h"
 #include "kvm_util.h"
 #include "processor.h"
+#include "xen.h"
 
 #define ST_GPA		0xc0000000ULL
 #define ST_SLOT		10
@@ -80,21 +81,36 @@ static void *run_vcpu(void *arg)
 	return NULL;
 }
 
-FIXTURE_SETUP(gpc_steal_time)
+static void create(struct st_vm *sv)
 {
-	struct st_vm *sv = &self->sv;
-
 	sv->vm = vm_create_with_one_vcpu(&sv->vcpu, guest_code);
 	vm_userspace_mem_region_add(sv->vm, VM_MEM_SRC_ANONYMOUS, ST_GPA, ST_SLOT, 1, 0);
 	virt_map(sv->vm, ST_GPA, ST_GPA, 1);
 	sv->st = addr_gpa2hva(sv->vm, ST_GPA);
 	memset(sv->st, 0, sizeof(*sv->st));
 	sv->gs = addr_gva2hva(sv->vm, (gva_t)&guest_state);
-	vcpu_set_msr(sv->vcpu, MSR_KVM_STEAL_TIME, ST_GPA | KVM_MSR_ENABLED);
-
 	sv->uffd = -1;
+}
+
+static void start(struct st_vm *sv)
+{
 	sv->cpu = pin_self_to_any_cpu();
 	kvm_pthread_create(&sv->thread, NULL, run_vcpu, sv);
+}
+
+static void stop(struct st_vm *sv)
+{
+	WRITE_ONCE(sv->gs->stop, true);
+	kvm_pthread_join(sv->thread, NULL);
+}
+
+FIXTURE_SETUP(gpc_steal_time)
+{
+	struct st_vm *sv = &self->sv;
+
+	create(sv);
+	vcpu_set_msr(sv->vcpu, MSR_KVM_STEAL_TIME, ST_GPA | KVM_MSR_ENABLED);
+	start(sv);
 }
 
 FIXTURE_TEARDOWN(gpc_steal_time)
@@ -105,8 +121,7 @@ FIXTURE_TEARDOWN(gpc_steal_time)
 	if (sv->uffd >= 0)
 		close(sv->uffd);
 
-	WRITE_ONCE(sv->gs->stop, true);
-	kvm_pthread_join(sv->thread, NULL);
+	stop(sv);
 
 	/* To return to userspace is not to be preempted. */
 	EXPECT_EQ(sv->st->preempted, 0);
@@ -258,26 +273,36 @@ static void set_priority(pid_t tid, int priority)
 	sched_setscheduler(tid, priority ? SCHED_FIFO : SCHED_OTHER, &param);
 }
 
-/*
- * Drop the page from another CPU, then preempt the vCPU by coming here.  Return whether
- * that was in guest mode, where it did without the page, and has raised no fault.
- */
-static bool preempt_without_page(struct st_vm *sv)
+/* Have the vCPU in guest mode while this thread runs, on another CPU. */
+static void let_guest_run_beside(struct st_vm *sv)
 {
-	bool ret;
-	u64 nr;
-
 	pin_self_to_cpu(!sv->cpu);
 	set_priority(0, 2);
 	set_priority(sv->tid, 1);
 	let_guest_run(sv);
-	drop_page(sv);
-	nr = nr_preempted(sv);
+}
+
+/* Preempt the vCPU by coming to its CPU. */
+static void preempt(struct st_vm *sv)
+{
 	pin_self_to_cpu(sv->cpu);
-	ret = nr_preempted(sv) > nr && !has_fault(sv, 0);
 	set_priority(sv->tid, 0);
 	set_priority(0, 0);
-	return ret;
+}
+
+/*
+ * Drop the page from another CPU, then preempt the vCPU.  Return whether that was in
+ * guest mode, where it did without the page, and has raised no fault.
+ */
+static bool preempt_without_page(struct st_vm *sv)
+{
+	u64 nr;
+
+	let_guest_run_beside(sv);
+	drop_page(sv);
+	nr = nr_preempted(sv);
+	preempt(sv);
+	return nr_preempted(sv) > nr && !has_fault(sv, 0);
 }
 
 /* On one CPU, the vCPU would look for the page before it enters the guest. */
@@ -300,6 +325,96 @@ TEST_F(gpc_steal_time, dropped_while_running)
 	}
 	EXPECT_LT(0, nr);
 	TH_LOG("Preempted without the page in %d of %d rounds", nr, i);
+}
+
+static u64 read_dirty_log(struct st_vm *sv)
+{
+	u64 log;
+
+	kvm_vm_get_dirty_log(sv->vm, ST_SLOT, &log);
+	return log;
+}
+
+/*
+ * What is written when the vCPU is scheduled out is logged then.  The log is empty
+ * before, as what is written when the vCPU is loaded was written before it got to
+ * guest mode.
+ */
+TEST_F(gpc_steal_time, dirty_log)
+{
+	struct st_vm *sv = &self->sv;
+	int i, nr_rounds = 0;
+	u64 nr;
+
+	if (__pin_task_to_cpu(pthread_self(), !sv->cpu))
+		SKIP(return, "There is no CPU %d", !sv->cpu);
+
+	let_guest_run(sv);
+	vm_mem_region_set_flags(sv->vm, ST_SLOT, KVM_MEM_LOG_DIRTY_PAGES);
+	for (i = 0; i < ROUNDS || (i < MANY && !nr_rounds); i++) {
+		let_guest_run_beside(sv);
+		read_dirty_log(sv);
+		nr = nr_preempted(sv);
+		preempt(sv);
+		if (nr_preempted(sv) == nr)
+			continue;
+
+		nr_rounds++;
+		EXPECT_EQ(sv->st->preempted, KVM_VCPU_PREEMPTED);
+		EXPECT_EQ(read_dirty_log(sv), 1);
+	}
+	EXPECT_LT(0, nr_rounds);
+	TH_LOG("Preempted in guest mode in %d of %d rounds", nr_rounds, i);
+}
+
+FIXTURE(gpc_runstate) {
+	struct st_vm sv;
+};
+
+FIXTURE_SETUP(gpc_runstate)
+{
+	struct st_vm *sv = &self->sv;
+
+	if (!(kvm_check_cap(KVM_CAP_XEN_HVM) & KVM_XEN_HVM_CONFIG_RUNSTATE))
+		SKIP(return, "No runstate");
+
+	create(sv);
+	xen_enable(sv->vm);
+	xen_set_vcpu_area(sv->vcpu, KVM_XEN_VCPU_ATTR_TYPE_RUNSTATE_ADDR, ST_GPA);
+	start(sv);
+}
+
+FIXTURE_TEARDOWN(gpc_runstate)
+{
+	stop(&self->sv);
+	kvm_vm_free(self->sv.vm);
+}
+
+TEST_F(gpc_runstate, dirty_log)
+{
+	struct st_vm *sv = &self->sv;
+	struct xen_runstate *rs = (void *)sv->st;
+	int i, nr_rounds = 0;
+	bool was_running;
+
+	if (__pin_task_to_cpu(pthread_self(), !sv->cpu))
+		SKIP(return, "There is no CPU %d", !sv->cpu);
+
+	let_guest_run(sv);
+	vm_mem_region_set_flags(sv->vm, ST_SLOT, KVM_MEM_LOG_DIRTY_PAGES);
+	for (i = 0; i < ROUNDS || (i < MANY && !nr_rounds); i++) {
+		let_guest_run_beside(sv);
+		read_dirty_log(sv);
+		was_running = READ_ONCE(rs->state) == RUNSTATE_running;
+		preempt(sv);
+		if (!was_running)
+			continue;
+
+		nr_rounds++;
+		EXPECT_EQ(READ_ONCE(rs->state), RUNSTATE_runnable);
+		EXPECT_EQ(read_dirty_log(sv), 1);
+	}
+	EXPECT_LT(0, nr_rounds);
 }
 
 int main(int argc, char *argv[])

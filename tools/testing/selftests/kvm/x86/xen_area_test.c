@@ -308,6 +308,29 @@ TEST_F(xen_area, id_in_use)
 	EXPECT_EQ(set_vcpu_id(self->vcpu, 4), 0);
 }
 
+/* What is pending in the default of the old ID, the guest finds by that of the new one. */
+TEST_F(xen_area, id_changes_with_event_pending)
+{
+	u64 all = variant->long_mode ? ~0ull : ~0u;
+	u8 *from = default_vcpu_info(self->shinfo, 0);
+	u8 *to = default_vcpu_info(self->shinfo, 1);
+
+	ASSERT_EQ(set_vcpu_id(self->vcpu, 0), 0);
+	/* The change of the ID has set all selectors. */
+	vcpu_run(self->vcpu);
+	memset(self->shinfo, 0, PAGE_SIZE);
+	xen_evtchn_send(self->vcpu, PORT);
+	expect_event(_metadata, from, variant->long_mode);
+
+	drop_shared_info(self->vm);
+	ASSERT_EQ(set_vcpu_id(self->vcpu, 1), 0);
+	set_shared_info(self->vm, variant->by_hva);
+	vcpu_run(self->vcpu);
+	EXPECT_EQ(to[0], 1);
+	EXPECT_EQ(sel_at(to, variant->long_mode), all);
+	expect_event(_metadata, from, variant->long_mode);
+}
+
 /* The address of a default is none: it is shared_info's. */
 TEST_F(xen_area, default_or_registered)
 {

@@ -1,0 +1,246 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-2.0-only
+"""Plant bugs in the series' kernel, one at a time: the tests that each names must find it.
+
+  planted.py [--only REGEX] [--list]
+
+planted/NAME.patch is a diff against the end of the series, to the kernel and not to its
+tests.  What is wrong with it in place is said above the diff, and in these lines:
+
+  Plan: MACHINE:KERNEL:SUITE
+  Found-by: COLLECTION:TEST[.CASE]	a line for each that fails; no other may
+  Seen-as: KIND...	all of fail, splat (in the kernel's log) and crash (of the
+			machine) that are to be seen; fail if there is no such line
+  Runs: N		all of which must find it; 1 if there is no such line
+
+Without the bug the same tests must pass, as often.
+"""
+
+import argparse
+import fcntl
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+
+import run
+
+HERE = run.HERE
+BUILD = run.BUILD
+LINUX = os.path.join(BUILD, 'linux')
+DIR = os.path.join(BUILD, 'planted')
+TREE = os.path.join(DIR, 'linux')
+REF = 'refs/kvm-gpc/planted'
+
+FIELD = re.compile(r'([A-Z][a-z]+(?:-[a-z]+)*): +(.*)')
+TEST = re.compile(r'\w+:[\w-]+(\.[\w.-]+)?')
+KINDS = ('fail', 'splat', 'crash')
+
+
+def test_of(name):
+    """COLLECTION:TEST of COLLECTION:TEST.CASE."""
+    return name.partition('.')[0]
+
+
+class Bug:
+    def __init__(self, path):
+        self.path = path
+        self.name = os.path.basename(path).removesuffix('.patch')
+        self.plan, self.found_by, self.seen_as, self.runs = None, set(), {'fail'}, 1
+        self.found = 0
+        self.problem = None
+        self.seconds = 0
+        about = False
+        with open(path) as f:
+            for line in f:
+                if line.startswith(('diff ', '--- ')):
+                    break
+                m = FIELD.fullmatch(line.strip())
+                if m:
+                    self.field(*m.groups())
+                else:
+                    about |= bool(line.strip())
+        if not about:
+            self.bad('it does not say what is wrong')
+        if not self.plan or not self.found_by:
+            self.bad('want "Plan: MACHINE:KERNEL:SUITE" and "Found-by: COLLECTION:TEST[.CASE]"')
+
+    def bad(self, text):
+        run.die(f'{os.path.relpath(self.path)}: {text}')
+
+    def field(self, name, value):
+        if name == 'Plan' and value.count(':') == 2:
+            self.plan = value
+        elif name == 'Found-by' and TEST.fullmatch(value):
+            self.found_by.add(value)
+        elif name == 'Seen-as' and value.split() and not set(value.split()) - set(KINDS):
+            self.seen_as = set(value.split())
+        elif name == 'Runs' and value.isdecimal() and int(value):
+            self.runs = int(value)
+        else:
+            self.bad(f'cannot read "{name}: {value}"')
+
+    @property
+    def kernel(self):
+        return self.plan.split(':')[1]
+
+    @property
+    def tests(self):
+        return {test_of(n) for n in self.found_by}
+
+    def is_found(self, seen):
+        """Whether SEEN, (kind, name), is all of what is to be seen and nothing else.
+        What the log or the machine tells, it tells of a test."""
+        return ({k for k, _ in seen} == self.seen_as and
+                {test_of(n) for _, n in seen} == self.tests and
+                all(n in self.found_by for k, n in seen if k == 'fail') and
+                ('fail' not in self.seen_as or self.found_by <= {n for _, n in seen}))
+
+
+def git(*args, tree=TREE, check=True):
+    env = dict(os.environ, GIT_CONFIG_GLOBAL='/dev/null', GIT_CONFIG_NOSYSTEM='1')
+    r = subprocess.run(['git', '-c', 'safe.directory=*', '-c', 'user.name=kvm-gpc',
+                        '-c', 'user.email=kvm-gpc@localhost', '-c', 'gc.auto=0', '-C', tree, *args],
+                       env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    if check and r.returncode:
+        run.die(f'git {args[0]}: {r.stderr.strip()}')
+    return r if not check else r.stdout.strip()
+
+
+def make_tree():
+    """build/planted/linux: what build/linux holds, committed or not."""
+    if not os.path.isdir(os.path.join(TREE, '.git')):
+        git('clone', '-q', LINUX, TREE, tree=BUILD)
+    git('update-ref', REF, git('stash', 'create', tree=LINUX) or 'HEAD', tree=LINUX)
+    git('fetch', '-q', '--force', LINUX, f'{REF}:{REF}')
+    git('checkout', '-q', '-f', '--detach', REF)
+
+
+def build(tree, kernel):
+    """Whether the tree's kernel builds; its tests are the series'."""
+    if subprocess.run([os.path.join(HERE, 'kernel'), tree, kernel]).returncode:
+        return False
+    if tree == 'series':
+        return not subprocess.run([os.path.join(HERE, 'image'), tree, kernel]).returncode
+    image = os.path.join(DIR, f'{tree}-{kernel}', 'image')
+    if not os.path.islink(image):
+        os.symlink(f'../../series-{kernel}/image', image)
+    return True
+
+
+def look(tree, text, tests, results):
+    """{(kind, COLLECTION:TEST[.CASE])} of what is not as it should be in one run."""
+    args = run.parse_args(['--tree', tree, '--results', os.path.join(DIR, 'results', results),
+                          '--filter', '^(' + '|'.join(map(re.escape, sorted(tests))) + ')$', text])
+    plan = run.Plan(text, args)
+    if not tests <= set(plan.tests):
+        run.die(f'{text} has no {", ".join(sorted(tests - set(plan.tests)))}')
+    runner = run.Runner(args)
+    runner.run([plan])
+    seen = set()
+    for _, test, message, _ in runner.unexpected:
+        r = plan.results.get(test)
+        if message.startswith('splat: '):
+            seen.add(('splat', test))
+        elif not r or r.verdict is None:
+            seen.add(('crash', test or plan.current or 'machine'))
+        else:
+            kind = 'skip' if r.verdict == 'skip' else 'fail'
+            seen |= {(v, f'{test}.{n}') for n, v in r.cases if v != 'pass'} or {(kind, test)}
+    return seen
+
+
+def say_seen(seen):
+    return ', '.join(f'{kind} of {name}' for kind, name in sorted(seen)) or 'nothing'
+
+
+def without(bugs):
+    """Run the tests of all bugs on the series: what they see there, they do not see
+    for any bug."""
+    for text in dict.fromkeys(b.plan for b in bugs):
+        those = [b for b in bugs if b.plan == text]
+        for n in range(max(b.runs for b in those)):
+            tests = set().union(*(b.tests for b in those if b.runs > n))
+            seen = look('series', text, tests, f'series-{text.replace(":", "-")}-{n + 1}')
+            for b in those:
+                own = {s for s in seen if test_of(s[1]) in b.tests or s[1] == 'machine'}
+                if own and b.runs > n:
+                    b.problem = f'without it: {say_seen(own)}'
+
+
+def plant(bug):
+    t0 = time.monotonic()
+    git('apply', bug.path)
+    try:
+        if not build('planted', bug.kernel):
+            bug.problem = 'does not build'
+            return
+        for n in range(bug.runs):
+            seen = look('planted', bug.plan, bug.tests, f'{bug.name}-{n + 1}')
+            bug.found += bug.is_found(seen)
+            if not bug.is_found(seen):
+                bug.problem = f'seen: {say_seen(seen)}'
+    finally:
+        git('checkout', '-q', '-f', '--detach', REF)
+        bug.seconds = time.monotonic() - t0
+
+
+def check(bug):
+    """That it can be planted, before anything is built."""
+    r = git('apply', '--check', bug.path, check=False)
+    if r.returncode:
+        bug.problem = 'does not apply: ' + r.stderr.strip().replace('error: ', '').replace('\n', '; ')
+    elif [f for f in git('apply', '--numstat', bug.path).splitlines()
+          if f.split('\t')[2].startswith(('tools/', 'Documentation/'))]:
+        bug.problem = 'is not in the kernel'
+
+
+def main():
+    ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ap.add_argument('--only', type=re.compile, default=re.compile(''), help='plant only what matches this regex')
+    ap.add_argument('--list', action='store_true', help='list them and end')
+    ap.add_argument('--patches', default=os.path.join(HERE, 'planted'), metavar='DIR', help='where they are')
+    args = ap.parse_args()
+
+    patches = os.path.abspath(args.patches)
+    bugs = [Bug(os.path.join(patches, f)) for f in sorted(os.listdir(patches))
+            if f.endswith('.patch') and args.only.search(f.removesuffix('.patch'))]
+    if not bugs:
+        run.die(f'no patch in {os.path.relpath(patches)} matches')
+    if args.list:
+        for b in bugs:
+            print(b.name, b.plan, *sorted(b.found_by))
+        return 0
+    os.makedirs(DIR, exist_ok=True)
+    lock = open(os.path.join(DIR, 'lock'), 'w')
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    run.end_on_signals()
+    make_tree()
+    for b in bugs:
+        check(b)
+    good = [b for b in bugs if not b.problem]
+    for kernel in dict.fromkeys(b.kernel for b in good):
+        if not build('series', kernel):
+            run.die(f'the series does not build: {kernel}')
+    shutil.rmtree(os.path.join(DIR, 'results'), ignore_errors=True)
+    without(good)
+    for b in good:
+        if not b.problem:
+            plant(b)
+
+    print()
+    for b in bugs:
+        print(f'{"NOT FOUND" if b.problem else "found":9}  {b.name}  {b.plan}  {b.found} of {b.runs}  '
+              f'{b.seconds:.0f} s  {" ".join(sorted(b.found_by))}')
+        if b.problem:
+            print(f'{"":11}{b.problem}')
+    bad = sum(1 for b in bugs if b.problem)
+    print(f'{len(bugs) - bad} of {len(bugs)} planted bugs found; {os.path.relpath(os.path.join(DIR, "results"))} '
+          'has what the tests said')
+    return 1 if bad else 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

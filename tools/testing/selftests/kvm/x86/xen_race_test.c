@@ -1,0 +1,510 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Two CPUs at Xen's areas, at every instruction of each other.
+ *
+ * What a guest sees of KVM's writes from another CPU: their order is part of its ABI.
+ * What KVM sees of an event that is raised while another CPU delivers events, changes
+ * the guest's mode or begins to wait for it.
+ *
+ * One thread has KVM do something, again and again.  The other one, on another CPU,
+ * sleeps for a moment, then looks, or has KVM do something else.  The moment ends after
+ * any instruction of the first thread, also where the two CPUs are emulated in turn, as
+ * by QEMU's -icount.
+ */
+#include <pthread.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/sysinfo.h>
+#include <time.h>
+
+#include <asm/barrier.h>
+
+#include "test_util.h"
+#include "kvm_test_harness.h"
+#include "xen.h"
+
+#define REGION_GPA	0xc0000000ULL
+#define REGION_SLOT	10
+#define SHINFO_GPA	REGION_GPA
+#define VCPU_INFO_GPA	(REGION_GPA + PAGE_SIZE)
+#define RUNSTATE_GPA	(REGION_GPA + 2 * PAGE_SIZE)
+#define REGION_PAGES	3
+
+#define PORT		66
+/* A port that only 64-bit mode has. */
+#define HIGH_WORD	40
+#define HIGH_PORT	(HIGH_WORD * 64)
+
+/* About as long as an ioctl takes. */
+#define MOMENT_NS	3000
+/* Where the CPUs do run at the same time, more than one look is of use. */
+#define LOOKS		64
+/* Each of them finds any instruction of the other thread's about ten times or more. */
+#define MOMENTS		20000
+#define MODE_CHANGES	300
+#define POLLS		2000
+
+#define NR_WORDS	64
+
+/* Of CPUs that are emulated in turn, the first one is first when a timer has expired. */
+#define SLEEPY_CPU	0
+#define BUSY_CPU	1
+
+/* A poll that takes that long does not end any more. */
+#define LIMIT_NS	(20 * NSEC_PER_SEC)
+
+struct race {
+	struct kvm_vcpu *vcpu;
+	struct kvm_vm *vm;
+	struct xen_shared_info *shinfo;
+	struct xen_vcpu_info *vi;
+	struct xen_runstate *rs;
+	pthread_t thread;
+
+	bool stop;
+	unsigned int moments;
+	/* Odd while a thread of the test's itself writes to the guest's memory. */
+	unsigned long seq;
+	/* Times that something was seen half done, and that it must not be seen so. */
+	unsigned long half_done;
+	unsigned long bad;
+};
+
+FIXTURE(xen_race) {
+	struct race r;
+};
+
+FIXTURE_SETUP(xen_race)
+{
+	struct race *r = &self->r;
+
+	r->vm = vm_create_with_one_vcpu(&r->vcpu, xen_guest_idle);
+	vm_userspace_mem_region_add(r->vm, VM_MEM_SRC_ANONYMOUS, REGION_GPA, REGION_SLOT,
+				    REGION_PAGES, 0);
+	r->shinfo = addr_gpa2hva(r->vm, SHINFO_GPA);
+	r->vi = addr_gpa2hva(r->vm, VCPU_INFO_GPA);
+	r->rs = addr_gpa2hva(r->vm, RUNSTATE_GPA);
+	xen_enable(r->vm);
+	xen_set_shared_info(r->vm, SHINFO_GPA);
+	xen_set_vcpu_info(r->vcpu, VCPU_INFO_GPA);
+}
+
+FIXTURE_TEARDOWN(xen_race)
+{
+	kvm_vm_free(self->r.vm);
+}
+
+/* The other thread runs @function.  It is the one that sleeps, unless the main thread does. */
+static void start(struct race *r, void *(*function)(void *), bool main_sleeps)
+{
+	kvm_pthread_create(&r->thread, NULL, function, r);
+	pin_task_to_cpu(r->thread, main_sleeps ? BUSY_CPU : SLEEPY_CPU);
+	pin_self_to_cpu(main_sleeps ? SLEEPY_CPU : BUSY_CPU);
+}
+
+static void stop(struct race *r)
+{
+	WRITE_ONCE(r->stop, true);
+	kvm_pthread_join(r->thread, NULL);
+}
+
+static s64 now_ns(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return timespec_to_ns(ts);
+}
+
+/* Each of another length, by a few instructions. */
+static void sleep_a_moment(unsigned int which)
+{
+	struct timespec ts = { .tv_nsec = MOMENT_NS + 13 * which % MOMENT_NS };
+
+	nanosleep(&ts, NULL);
+}
+
+static bool another_moment(struct race *r)
+{
+	WRITE_ONCE(r->moments, r->moments + 1);
+	sleep_a_moment(r->moments);
+	return !READ_ONCE(r->stop);
+}
+
+static void look_at_upcall(struct race *r)
+{
+	unsigned long seq = smp_load_acquire(&r->seq);
+	u8 upcall = smp_load_acquire(&r->vi->evtchn_upcall_pending);
+	u64 sel = smp_load_acquire(&r->vi->evtchn_pending_sel);
+
+	if (seq % 2 || READ_ONCE(r->seq) != seq)
+		return;
+
+	r->half_done += sel && !upcall;
+	r->bad += upcall && !sel;
+}
+
+static void *look_at_upcalls(void *arg)
+{
+	struct race *r = arg;
+	int i;
+
+	while (another_moment(r)) {
+		for (i = 0; i < LOOKS; i++)
+			look_at_upcall(r);
+	}
+	return NULL;
+}
+
+/* The guest clears upcall_pending, then looks at the selectors: they are set by then. */
+TEST_F(xen_race, selector_before_upcall)
+{
+	struct race *r = &self->r;
+
+	start(r, look_at_upcalls, false);
+	while (READ_ONCE(r->moments) < MOMENTS) {
+		smp_store_release(&r->seq, r->seq + 1);
+		WRITE_ONCE(r->vi->evtchn_upcall_pending, 0);
+		WRITE_ONCE(r->vi->evtchn_pending_sel, 0);
+		WRITE_ONCE(r->shinfo->evtchn_pending[PORT / 64], 0);
+		smp_store_release(&r->seq, r->seq + 1);
+		xen_evtchn_send(r->vcpu, PORT);
+	}
+	stop(r);
+
+	TH_LOG("%lu events, %lu half done", r->seq / 2, r->half_done);
+	EXPECT_EQ(r->bad, 0);
+	EXPECT_LT(0, r->half_done);
+}
+
+struct wall_clock {
+	u32 version;
+	u32 sec;
+	u32 nsec;
+};
+
+/* Of two KVM clocks, half a second apart. */
+static struct wall_clock wall_clocks[2];
+
+static struct wall_clock *wall_clock_of(struct race *r)
+{
+	return (void *)r->shinfo + 0xc00;
+}
+
+static bool is_near(const struct wall_clock *a, const struct wall_clock *b)
+{
+	s64 diff = ((s64)a->sec - b->sec) * NSEC_PER_SEC + a->nsec - b->nsec;
+
+	return diff > -NSEC_PER_SEC / 10 && diff < NSEC_PER_SEC / 10;
+}
+
+static void look_at_wall_clock(struct race *r)
+{
+	struct wall_clock *wc = wall_clock_of(r), seen;
+
+	seen.version = smp_load_acquire(&wc->version);
+	seen.sec = smp_load_acquire(&wc->sec);
+	seen.nsec = smp_load_acquire(&wc->nsec);
+	if (seen.version % 2)
+		r->half_done++;
+	else if (READ_ONCE(wc->version) == seen.version)
+		r->bad += !is_near(&seen, &wall_clocks[0]) && !is_near(&seen, &wall_clocks[1]);
+}
+
+static void *look_at_wall_clocks(void *arg)
+{
+	struct race *r = arg;
+	int i;
+
+	while (another_moment(r)) {
+		for (i = 0; i < LOOKS; i++)
+			look_at_wall_clock(r);
+	}
+	return NULL;
+}
+
+static void write_wall_clock(struct race *r, int which)
+{
+	struct kvm_clock_data clock = { .clock = now_ns() + which * (NSEC_PER_SEC / 2) };
+
+	vm_ioctl(r->vm, KVM_SET_CLOCK, &clock);
+	xen_set_long_mode(r->vm, true);
+}
+
+TEST_F(xen_race, wall_clock)
+{
+	struct race *r = &self->r;
+	int i;
+
+	for (i = 0; i < 2; i++) {
+		write_wall_clock(r, i);
+		wall_clocks[i] = *wall_clock_of(r);
+	}
+
+	start(r, look_at_wall_clocks, false);
+	for (i = 0; READ_ONCE(r->moments) < MOMENTS; i++)
+		write_wall_clock(r, i % 2);
+	stop(r);
+
+	TH_LOG("%d times, %lu half done", i, r->half_done);
+	EXPECT_EQ(r->bad, 0);
+	EXPECT_LT(0, r->half_done);
+}
+
+#define RUNSTATE_UPDATE	BIT_ULL(63)
+
+static void look_at_runstate(struct race *r)
+{
+	u64 entry_time = smp_load_acquire(&r->rs->entry_time), sum = 0;
+	int i;
+
+	for (i = 0; i < ARRAY_SIZE(r->rs->time); i++)
+		sum += smp_load_acquire(&r->rs->time[i]);
+	if (entry_time & RUNSTATE_UPDATE)
+		r->half_done++;
+	else if (READ_ONCE(r->rs->entry_time) == entry_time)
+		r->bad += entry_time != sum;
+}
+
+static void *look_at_runstates(void *arg)
+{
+	struct race *r = arg;
+	int i;
+
+	while (another_moment(r)) {
+		for (i = 0; i < LOOKS; i++)
+			look_at_runstate(r);
+	}
+	return NULL;
+}
+
+/* It adds up but while it is being written. */
+TEST_F(xen_race, runstate)
+{
+	struct race *r = &self->r;
+	struct kvm_xen_hvm_attr flag = {
+		.type = KVM_XEN_ATTR_TYPE_RUNSTATE_UPDATE_FLAG,
+		.u.runstate_update_flag = true,
+	};
+	struct kvm_xen_vcpu_attr attr = { .type = KVM_XEN_VCPU_ATTR_TYPE_RUNSTATE_CURRENT };
+	int i;
+
+	if (!(kvm_check_cap(KVM_CAP_XEN_HVM) & KVM_XEN_HVM_CONFIG_RUNSTATE_UPDATE_FLAG))
+		SKIP(return, "The kernel has no sched_info");
+
+	vm_ioctl(r->vm, KVM_XEN_HVM_SET_ATTR, &flag);
+	xen_set_vcpu_area(r->vcpu, KVM_XEN_VCPU_ATTR_TYPE_RUNSTATE_ADDR, RUNSTATE_GPA);
+	vcpu_ioctl(r->vcpu, KVM_XEN_VCPU_SET_ATTR, &attr);
+
+	start(r, look_at_runstates, false);
+	for (i = 0; READ_ONCE(r->moments) < MOMENTS; i++) {
+		attr.u.runstate.state = i % 4;
+		vcpu_ioctl(r->vcpu, KVM_XEN_VCPU_SET_ATTR, &attr);
+	}
+	stop(r);
+
+	TH_LOG("%d states, %lu half done", i, r->half_done);
+	EXPECT_EQ(r->bad, 0);
+	EXPECT_LT(0, r->half_done);
+}
+
+static unsigned long events;
+
+static void *send_high_port(void *arg)
+{
+	struct race *r = arg;
+	struct kvm_irq_routing_xen_evtchn e = xen_evtchn(r->vcpu, HIGH_PORT);
+
+	while (!READ_ONCE(r->stop)) {
+		/* Unless the main thread wants to see what was set. */
+		if (!(smp_load_acquire(&r->seq) % 2)) {
+			WRITE_ONCE(r->vi->evtchn_pending_sel, 0);
+			WRITE_ONCE(r->shinfo->evtchn_pending[HIGH_WORD], 0);
+		}
+		if (__vm_ioctl(r->vm, KVM_XEN_HVM_EVTCHN_SEND, &e))
+			TEST_ASSERT_EQ(errno, EINVAL);
+		WRITE_ONCE(events, events + 1);
+	}
+	return NULL;
+}
+
+/* That was under way, and the next one. */
+static void await_event(void)
+{
+	unsigned long end = READ_ONCE(events) + 2;
+
+	while (READ_ONCE(events) < end)
+		sched_yield();
+}
+
+/* When the mode has changed, no event is delivered by the old one any more. */
+TEST_F(xen_race, mode_is_left)
+{
+	struct race *r = &self->r;
+	int i;
+
+	start(r, send_high_port, true);
+	await_event();
+	for (i = 0; i < MODE_CHANGES; i++) {
+		sleep_a_moment(i);
+		xen_set_long_mode(r->vm, false);
+		smp_store_release(&r->seq, r->seq + 1);
+		WRITE_ONCE(r->shinfo->evtchn_pending[HIGH_WORD], 0);
+		WRITE_ONCE(r->vi->evtchn_pending_sel, 0);
+
+		await_event();
+		r->bad += READ_ONCE(r->shinfo->evtchn_pending[HIGH_WORD]) ||
+			  READ_ONCE(r->vi->evtchn_pending_sel);
+
+		smp_store_release(&r->seq, r->seq + 1);
+		xen_set_long_mode(r->vm, true);
+		await_event();
+	}
+	stop(r);
+
+	TH_LOG("%lu events", events);
+	EXPECT_EQ(r->bad, 0);
+}
+
+/* A GSI for each word of ports. */
+static void route_words(struct race *r)
+{
+	struct kvm_irq_routing *routing;
+	int i;
+
+	routing = calloc(1, sizeof(*routing) + NR_WORDS * sizeof(routing->entries[0]));
+	TEST_ASSERT(routing, "calloc()");
+	routing->nr = NR_WORDS;
+	for (i = 0; i < NR_WORDS; i++) {
+		routing->entries[i].gsi = i;
+		routing->entries[i].type = KVM_IRQ_ROUTING_XEN_EVTCHN;
+		routing->entries[i].u.xen_evtchn = xen_evtchn(r->vcpu, i * 64 + 1);
+	}
+	vm_ioctl(r->vm, KVM_SET_GSI_ROUTING, routing);
+	free(routing);
+}
+
+/* To ask for vcpu_info is to have KVM deliver what it has deferred, if it can. */
+static void deliver(struct race *r)
+{
+	struct kvm_xen_vcpu_attr attr = { .type = KVM_XEN_VCPU_ATTR_TYPE_VCPU_INFO };
+
+	vcpu_ioctl(r->vcpu, KVM_XEN_VCPU_GET_ATTR, &attr);
+}
+
+static void *deliver_all(void *arg)
+{
+	struct race *r = arg;
+
+	while (another_moment(r))
+		deliver(r);
+	return NULL;
+}
+
+static void protect_shared_info(struct race *r, int prot)
+{
+	TEST_ASSERT_EQ(mprotect(r->shinfo, PAGE_SIZE, prot), 0);
+}
+
+/* Events that wait for shared_info, each in a word of its own, are not lost. */
+TEST_F(xen_race, deferred)
+{
+	struct race *r = &self->r;
+	struct kvm_irq_level irq = { .level = 1 };
+	int i;
+
+	route_words(r);
+	start(r, deliver_all, false);
+	while (READ_ONCE(r->moments) < MOMENTS) {
+		protect_shared_info(r, PROT_NONE);
+		for (irq.irq = 0; irq.irq < NR_WORDS; irq.irq++)
+			vm_ioctl(r->vm, KVM_IRQ_LINE, &irq);
+
+		protect_shared_info(r, PROT_READ | PROT_WRITE);
+		deliver(r);
+		for (i = 0; i < NR_WORDS; i++) {
+			r->bad += !xen_is_pending(r->shinfo, i * 64 + 1);
+			WRITE_ONCE(r->shinfo->evtchn_pending[i], 0);
+		}
+		r->seq += 2;
+	}
+	stop(r);
+
+	TH_LOG("%lu times", r->seq / 2);
+	EXPECT_EQ(r->bad, 0);
+}
+
+static struct guest_state {
+	u64 round;
+	bool stop;
+} guest_state;
+
+/* A poll may end early. */
+static void guest_poll(void)
+{
+	struct xen_shared_info *shinfo = (void *)SHINFO_GPA;
+	struct guest_state *gs = &guest_state;
+
+	while (!READ_ONCE(gs->stop)) {
+		WRITE_ONCE(gs->round, gs->round + 1);
+		while (!xen_is_pending(shinfo, PORT))
+			xen_guest_poll(PORT, 0);
+		WRITE_ONCE(shinfo->evtchn_pending[PORT / 64], 0);
+	}
+	GUEST_DONE();
+}
+
+static void *run_guest(void *arg)
+{
+	struct race *r = arg;
+
+	vcpu_run(r->vcpu);
+	TEST_ASSERT_EQ(get_ucall(r->vcpu, NULL), UCALL_DONE);
+	return NULL;
+}
+
+static bool has_begun(struct guest_state *gs, u64 round)
+{
+	s64 end = now_ns() + LIMIT_NS;
+
+	while (READ_ONCE(gs->round) < round) {
+		if (now_ns() > end)
+			return false;
+		sleep_a_moment(round);
+	}
+	return true;
+}
+
+/* An event that comes when the guest begins to poll ends the poll, masked as it is. */
+TEST_F(xen_race, poll)
+{
+	struct race *r = &self->r;
+	struct guest_state *gs = addr_gva2hva(r->vm, (gva_t)&guest_state);
+	u64 round;
+
+	virt_map(r->vm, SHINFO_GPA, SHINFO_GPA, 1);
+	vcpu_arch_set_entry_point(r->vcpu, guest_poll);
+	WRITE_ONCE(r->shinfo->evtchn_mask[PORT / 64], BIT_ULL(PORT % 64));
+
+	start(r, run_guest, true);
+	for (round = 1; round <= POLLS && has_begun(gs, round); round++)
+		xen_evtchn_send(r->vcpu, PORT);
+	EXPECT_EQ(round, POLLS + 1)
+		TH_LOG("The guest sleeps on");
+
+	/* The last poll, or the one that does not end. */
+	WRITE_ONCE(gs->stop, true);
+	WRITE_ONCE(r->shinfo->evtchn_pending[PORT / 64], 0);
+	xen_evtchn_send(r->vcpu, PORT);
+	stop(r);
+}
+
+int main(int argc, char *argv[])
+{
+	TEST_REQUIRE(xen_has_evtchn_send());
+	TEST_REQUIRE(get_nprocs() > 1);
+	/* Threads inherit it; the default is longer than a moment. */
+	TEST_ASSERT_EQ(prctl(PR_SET_TIMERSLACK, 1), 0);
+
+	return test_harness_run(argc, argv);
+}
