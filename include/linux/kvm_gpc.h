@@ -49,16 +49,9 @@ struct gfn_to_pfn_cache {
 	void *__gpc_private khva;
 	/* What the cache is bound to, NULL if it is not active. */
 	struct gpc_area *__gpc_private area;
-	/* What userspace called that, INVALID_GPA and 0 if it did not. */
-	gpa_t __gpc_private gpa;
-	unsigned long __gpc_private uhva;
+	/* The area's length in bytes, 0 if the cache is not active. */
 	unsigned int __gpc_private len;
 	struct kvm *__gpc_private kvm;
-	/*
-	 * While an invalidation waits for the readers of several caches, which it
-	 * does under kvm->gpc_lock.
-	 */
-	struct gfn_to_pfn_cache *__gpc_private next_invalid;
 	/* Serializes refreshes of the area, and its replacement. */
 	struct mutex __gpc_private refresh_lock;
 };
@@ -145,10 +138,7 @@ static inline bool kvm_gpc_is_active(struct gfn_to_pfn_cache *gpc)
  * Return: The guest physical address that @gpc was activated with, INVALID_GPA if
  *	   it was activated with another kind of address or is not active.
  */
-static inline gpa_t kvm_gpc_gpa(struct gfn_to_pfn_cache *gpc)
-{
-	return READ_ONCE(ACCESS_PRIVATE(gpc, gpa));
-}
+gpa_t kvm_gpc_gpa(const struct gfn_to_pfn_cache *gpc);
 
 /**
  * kvm_gpc_hva() - tell where an area without a guest physical address is
@@ -158,10 +148,7 @@ static inline gpa_t kvm_gpc_gpa(struct gfn_to_pfn_cache *gpc)
  * Return: The userspace address that @gpc was activated with, 0 if it was activated
  *	   with another kind of address or is not active.
  */
-static inline unsigned long kvm_gpc_hva(struct gfn_to_pfn_cache *gpc)
-{
-	return READ_ONCE(ACCESS_PRIVATE(gpc, uhva));
-}
+unsigned long kvm_gpc_hva(const struct gfn_to_pfn_cache *gpc);
 
 /**
  * kvm_gpc_len() - tell how long an area is

@@ -41,13 +41,9 @@
 
 #include <kunit/static_stub.h>
 #include <linux/kvm_host.h>
-#include <linux/kvm.h>
 #include <linux/interval_tree.h>
-#include <linux/module.h>
-#include <linux/errno.h>
 #include <linux/lockdep.h>
 #include <linux/percpu.h>
-#include <linux/preempt.h>
 
 #include "kvm_mm.h"
 #include "pfncache_map.h"
@@ -273,21 +269,11 @@ static __always_inline void gpc_leave(struct gfn_to_pfn_cache *gpc)
 	preempt_enable();
 }
 
-static bool gpc_is_on_list(struct gfn_to_pfn_cache *gpc, struct gfn_to_pfn_cache *list)
-{
-	for (; list; list = list->next_invalid) {
-		if (gpc == list)
-			return true;
-	}
-
-	return false;
-}
-
 /*
- * Wait for the readers of the caches on @list, whose khva has been cleared.  A CPU
- * that isn't online any more can still have an interrupt.
+ * Wait for the readers of @gpc, whose khva has been cleared.  A CPU that isn't online
+ * any more can still have an interrupt.
  */
-static void gpc_wait_for_readers(struct gfn_to_pfn_cache *list)
+static void gpc_wait_for_readers(struct gfn_to_pfn_cache *gpc)
 {
 	unsigned int cpu;
 
@@ -302,8 +288,7 @@ static void gpc_wait_for_readers(struct gfn_to_pfn_cache *list)
 
 		/* Most CPUs use no cache at all. */
 		for (i = smp_load_acquire(&readers->nr); i; i--) {	/* D, matches C */
-			/* D, matches C */
-			while (gpc_is_on_list(smp_load_acquire(&readers->held[i]), list))
+			while (smp_load_acquire(&readers->held[i]) == gpc)	/* D, matches C */
 				cpu_relax();
 		}
 	}
@@ -333,14 +318,16 @@ static void gpc_unmap_stale_fn(struct work_struct *work)
 }
 
 /*
- * Keep further readers from @area.  If it may have readers, put its cache on @list,
- * for gpc_finish_invalidation().
+ * Keep further readers from @area, wait for those that it has, and have its mapping
+ * taken down.  The pages may soon be anything, so a mapping does not stay until the
+ * next refresh, which userspace may never cause.
  */
-static void gpc_invalidate(struct gpc_area *area, struct gfn_to_pfn_cache **list)
+static void gpc_invalidate(struct gpc_area *area)
 {
 	struct gfn_to_pfn_cache *gpc = area->gpc;
+	struct kvm *kvm = gpc->kvm;
 
-	lockdep_assert_held(&gpc->kvm->gpc_lock);
+	lockdep_assert_held(&kvm->gpc_lock);
 
 	area->stale = true;
 
@@ -349,50 +336,21 @@ static void gpc_invalidate(struct gpc_area *area, struct gfn_to_pfn_cache **list
 		return;
 
 	WRITE_ONCE(gpc->khva, NULL);
-	gpc->next_invalid = *list;
-	*list = gpc;
-}
+	gpc_wait_for_readers(gpc);
 
-/*
- * Wait for the readers of the caches on @list, and have their mappings taken down.
- * The pages may soon be anything, so a mapping does not stay until the next refresh,
- * which userspace may never cause.
- */
-static void gpc_finish_invalidation(struct kvm *kvm, struct gfn_to_pfn_cache *list)
-{
-	bool unmap = false;
-
-	lockdep_assert_held(&kvm->gpc_lock);
-
-	if (!list)
-		return;
-
-	gpc_wait_for_readers(list);
-
-	for (; list; list = list->next_invalid) {
-		struct gpc_area *area = list->area;
-
-		if (!area->map)
-			continue;
-
+	if (area->map) {
 		llist_add(&area->map->node, &kvm->gpc_stale_maps);
 		area->map = NULL;
-		unmap = true;
-	}
-
-	if (unmap)
 		queue_work(system_dfl_wq, &kvm->gpc_unmap_work);
+	}
 }
 
 static void gpc_invalidate_ranges(struct kvm *kvm, unsigned long first, unsigned long last)
 {
-	struct gfn_to_pfn_cache *list = NULL;
 	struct gpc_range *range;
 
 	gpc_for_each_range(range, kvm, first, last)
-		gpc_invalidate(range->area, &list);
-
-	gpc_finish_invalidation(kvm, list);
+		gpc_invalidate(range->area);
 }
 
 /*
@@ -415,8 +373,7 @@ void kvm_gpc_invalidate_start(struct kvm *kvm, unsigned long start, unsigned lon
 	gpc_invalidate_ranges(kvm, start, end - 1);
 }
 
-/* Return whether refreshes of all areas have waited for the invalidation. */
-static bool gpc_forget_invalidation(struct kvm *kvm, unsigned long start, unsigned long end)
+static void gpc_forget_invalidation(struct kvm *kvm, unsigned long start, unsigned long end)
 {
 	struct kvm_gpc_invalidations *inv = &kvm->gpc_invalidations;
 	unsigned int i;
@@ -427,33 +384,28 @@ static bool gpc_forget_invalidation(struct kvm *kvm, unsigned long start, unsign
 	for (i = 0; i < inv->nr; i++) {
 		if (inv->range[i].start == start && inv->range[i].last == end - 1) {
 			inv->range[i] = inv->range[--inv->nr];
-			return false;
+			return;
 		}
 	}
 
-	if (WARN_ON_ONCE(!inv->nr_anywhere))
-		return false;
-
-	inv->nr_anywhere--;
-	return true;
+	if (!WARN_ON_ONCE(!inv->nr_anywhere))
+		inv->nr_anywhere--;
 }
 
 /* MMU notifier 'invalidate_range_end' hook. */
 void kvm_gpc_invalidate_end(struct kvm *kvm, unsigned long start, unsigned long end)
 {
-	bool wake = false, retry = false;
 	struct gpc_range *range;
+	bool retry = false;
 
 	scoped_guard(spinlock, &kvm->gpc_lock) {
-		wake = gpc_forget_invalidation(kvm, start, end);
+		gpc_forget_invalidation(kvm, start, end);
 
-		gpc_for_each_range(range, kvm, start, end - 1) {
-			wake = true;
+		gpc_for_each_range(range, kvm, start, end - 1)
 			retry |= range->area->failed;
-		}
 	}
 
-	if (wake)
+	if (wq_has_sleeper(&kvm->gpc_invalidations.wait))
 		wake_up_all(&kvm->gpc_invalidations.wait);
 
 	/* The pages may be there now, and their users may wait for them. */
@@ -479,7 +431,6 @@ void kvm_gpc_invalidate_memslot(struct kvm *kvm, struct kvm_memory_slot *slot)
 {
 	unsigned long first = slot->userspace_addr;
 	unsigned long last = first + (slot->npages << PAGE_SHIFT) - 1;
-	struct gfn_to_pfn_cache *list = NULL;
 	struct gpc_range *range;
 
 	lockdep_assert_held(&kvm->slots_lock);
@@ -488,21 +439,16 @@ void kvm_gpc_invalidate_memslot(struct kvm *kvm, struct kvm_memory_slot *slot)
 
 	gpc_for_each_range(range, kvm, first, last) {
 		if (range->area->bound && range->memslot == slot) {
-			gpc_invalidate(range->area, &list);
+			gpc_invalidate(range->area);
 			range->area->bound = false;
 		}
 	}
-
-	gpc_finish_invalidation(kvm, list);
 }
 
 /* When this returns, @area has no readers, and invalidations do not find it. */
 static void gpc_retire(struct gpc_area *area)
 {
-	struct gfn_to_pfn_cache *list = NULL;
-
-	gpc_invalidate(area, &list);
-	gpc_finish_invalidation(area->gpc->kvm, list);
+	gpc_invalidate(area);
 	gpc_unbind(area);
 }
 
@@ -556,11 +502,21 @@ static bool gpc_is_being_invalidated(const struct gpc_area *area)
 	return inv->nr_anywhere;
 }
 
-static bool gpc_may_begin_lookup(struct gpc_area *area)
+static int gpc_try_begin_lookup(struct gpc_area *area)
 {
+	int ret;
+
 	guard(spinlock)(&area->gpc->kvm->gpc_lock);
 
-	return !gpc_is_being_invalidated(area);
+	ret = gpc_bind(area);
+	if (ret)
+		return ret;
+
+	if (gpc_is_being_invalidated(area))
+		return -EBUSY;
+
+	area->stale = false;
+	return 0;
 }
 
 /*
@@ -572,52 +528,44 @@ static bool gpc_may_begin_lookup(struct gpc_area *area)
  */
 static int gpc_begin_lookup(struct gpc_area *area)
 {
-	struct kvm *kvm = area->gpc->kvm;
-	int ret;
+	int ret, signal;
 
-	do {
-		scoped_guard(spinlock, &kvm->gpc_lock) {
-			ret = gpc_bind(area);
-			if (ret)
-				return ret;
-
-			if (!gpc_is_being_invalidated(area)) {
-				area->stale = false;
-				return 0;
-			}
-		}
-	} while (!wait_event_state(kvm->gpc_invalidations.wait, gpc_may_begin_lookup(area),
-				   gpc_wait_state()));
-
-	return -EINTR;
+	signal = wait_event_state(area->gpc->kvm->gpc_invalidations.wait,
+				  (ret = gpc_try_begin_lookup(area)) != -EBUSY,
+				  gpc_wait_state());
+	return signal ? -EINTR : ret;
 }
 
 static int gpc_pfn_to_errno(kvm_pfn_t pfn)
 {
-	switch (pfn) {
-	case KVM_PFN_ERR_HWPOISON:
+	if (pfn == KVM_PFN_ERR_HWPOISON)
 		return -EHWPOISON;
-	case KVM_PFN_ERR_SIGPENDING:
-		return -EINTR;
-	default:
-		return -EFAULT;
-	}
+
+	return pfn == KVM_PFN_ERR_SIGPENDING ? -EINTR : -EFAULT;
 }
 
-/* Fault in the pages from @i on. */
-static int gpc_lookup_slow(const struct gpc_range *range, unsigned int i, kvm_pfn_t *pfn,
-			   struct page **page)
+static int gpc_lookup_range(const struct gpc_range *range, kvm_pfn_t *pfn, struct page **page)
 {
-	for (; i < range->nr_pages; i++) {
+	unsigned int i;
+
+	KUNIT_STATIC_STUB_REDIRECT(gpc_lookup_range, range, pfn, page);
+
+	for (i = 0; i < range->nr_pages; i++) {
 		struct kvm_follow_pfn kfp = {
 			.hva = range->node.start + i * PAGE_SIZE,
 			.flags = FOLL_WRITE,
 			.refcounted_page = &page[i],
 		};
 
+		if (get_user_page_fast_only(kfp.hva, FOLL_WRITE, &page[i])) {
+			pfn[i] = page_to_pfn(page[i]);
+			continue;
+		}
+
 		if (gpc_wait_state() == TASK_INTERRUPTIBLE)
 			kfp.flags |= FOLL_INTERRUPTIBLE;
 
+		page[i] = NULL;
 		pfn[i] = hva_to_pfn(&kfp);
 		if (is_error_noslot_pfn(pfn[i]))
 			return gpc_pfn_to_errno(pfn[i]);
@@ -626,56 +574,32 @@ static int gpc_lookup_slow(const struct gpc_range *range, unsigned int i, kvm_pf
 	return 0;
 }
 
-static int gpc_lookup_range(const struct gpc_range *range, kvm_pfn_t *pfn, struct page **page)
-{
-	unsigned int i, nr_fast;
-
-	KUNIT_STATIC_STUB_REDIRECT(gpc_lookup_range, range, pfn, page);
-
-	nr_fast = max(0, get_user_pages_fast_only(range->node.start, range->nr_pages, FOLL_WRITE,
-						  page));
-	for (i = 0; i < nr_fast; i++)
-		pfn[i] = page_to_pfn(page[i]);
-
-	/* GUP-fast leaves undefined what it hasn't returned a page for. */
-	for (; i < range->nr_pages; i++)
-		page[i] = NULL;
-
-	return nr_fast == range->nr_pages ? 0 : gpc_lookup_slow(range, nr_fast, pfn, page);
-}
-
-/* Look up the area's pages.  On error, no references are held. */
-static int gpc_lookup(struct gpc_area *area, kvm_pfn_t *pfn, struct page **page)
+/*
+ * Look up the area's pages.  Return the address of the first one, and in @map how it is
+ * mapped.  References to the pages are held, on error to some of them.
+ */
+static void *gpc_lookup_and_map(const struct gpc_area *area, kvm_pfn_t *pfn,
+				struct page **page, struct gpc_map **map)
 {
 	unsigned int i, nr = 0;
-	int ret = 0;
+	void *addr;
+	int ret;
 
-	for (i = 0; i < area->nr_ranges && !ret; i++) {
+	for (i = 0; i < area->nr_ranges; i++) {
 		ret = gpc_lookup_range(&area->range[i], pfn + nr, page + nr);
+		if (ret)
+			return ERR_PTR(ret);
+
 		nr += area->range[i].nr_pages;
 	}
 
-	if (ret) {
-		for (i = 0; i < nr; i++)
-			kvm_release_page_unused(page[i]);
-	}
-
-	return ret;
-}
-
-/* Return the address of the first page, and in @map how it is mapped. */
-static void *gpc_map_pages(const struct gpc_area *area, const kvm_pfn_t *pfn,
-			   struct page *const *page, struct gpc_map **map)
-{
-	void *addr = gpc_direct_address(pfn, page, area->nr_pages);
-
-	*map = NULL;
+	addr = gpc_direct_address(pfn, page, nr);
 	if (addr)
 		return addr;
 
 	gpc_unmap_stale(area->gpc->kvm);
 
-	*map = gpc_map(pfn, page, area->nr_pages);
+	*map = gpc_map(pfn, page, nr);
 	return IS_ERR(*map) ? ERR_CAST(*map) : (*map)->addr;
 }
 
@@ -714,14 +638,16 @@ static int gpc_publish(struct gpc_area *area, struct page **page, void *addr,
 			gpc_retire(gpc->area);
 
 		WRITE_ONCE(gpc->area, area);
-		WRITE_ONCE(gpc->gpa, area->gpa);
-		WRITE_ONCE(gpc->uhva, area->uhva);
 		WRITE_ONCE(gpc->len, area->len);
 	}
 
 	area->map = map;
-	area->failed = false;
 	smp_store_release(&gpc->khva, addr + offset);	/* E, matches F */
+
+	/* Other users of the area may have given up. */
+	if (area->failed)
+		kvm_arch_gpc_retry(gpc->kvm);
+	area->failed = false;
 	return 0;
 }
 
@@ -771,7 +697,7 @@ static int gpc_try_refresh(struct gpc_area *area)
 	bool is_new = area != READ_ONCE(area->gpc->area);
 	struct page *page[GPC_MAP_MAX] = {};
 	kvm_pfn_t pfn[GPC_MAP_MAX];
-	struct gpc_map *map;
+	struct gpc_map *map = NULL;
 	unsigned int i;
 	void *addr;
 	int ret;
@@ -780,11 +706,7 @@ static int gpc_try_refresh(struct gpc_area *area)
 	if (ret)
 		return ret;
 
-	ret = gpc_lookup(area, pfn, page);
-	if (ret)
-		return gpc_refresh_failed(area, ret);
-
-	addr = gpc_map_pages(area, pfn, page, &map);
+	addr = gpc_lookup_and_map(area, pfn, page, &map);
 
 	/*
 	 * Put the references to the pages, which can then be migrated, swapped out etc.
@@ -829,25 +751,17 @@ static int gpc_refresh_area(struct gpc_area *area)
 
 static int gpc_refresh(struct gfn_to_pfn_cache *gpc)
 {
-	bool failed = false;
 	int ret = 0;
 
 	if (gpc_lock_refresh(gpc))
 		return -EINTR;
 
-	if (!gpc->area) {
+	if (!gpc->area)
 		ret = -ENXIO;
-	} else if (!READ_ONCE(gpc->khva)) {
-		failed = gpc->area->failed;
+	else if (!READ_ONCE(gpc->khva))
 		ret = gpc_refresh_area(gpc->area);
-	}
 
 	mutex_unlock(&gpc->refresh_lock);
-
-	/* Other users may have given up. */
-	if (failed && !ret)
-		kvm_arch_gpc_retry(gpc->kvm);
-
 	return ret;
 }
 
@@ -966,9 +880,21 @@ void kvm_gpc_unlock_dirty(struct gfn_to_pfn_cache *gpc)
 void kvm_gpc_init(struct gfn_to_pfn_cache *gpc, struct kvm *kvm)
 {
 	mutex_init(&gpc->refresh_lock);
-
 	gpc->kvm = kvm;
-	gpc->gpa = INVALID_GPA;
+}
+
+gpa_t kvm_gpc_gpa(const struct gfn_to_pfn_cache *gpc)
+{
+	struct gpc_area *area = READ_ONCE(gpc->area);
+
+	return area ? area->gpa : INVALID_GPA;
+}
+
+unsigned long kvm_gpc_hva(const struct gfn_to_pfn_cache *gpc)
+{
+	struct gpc_area *area = READ_ONCE(gpc->area);
+
+	return area ? area->uhva : 0;
 }
 
 int kvm_gpc_activate(struct gfn_to_pfn_cache *gpc, gpa_t gpa, unsigned long len)
@@ -1010,8 +936,6 @@ void kvm_gpc_deactivate(struct gfn_to_pfn_cache *gpc)
 	scoped_guard(spinlock, &gpc->kvm->gpc_lock) {
 		gpc_retire(area);
 		WRITE_ONCE(gpc->area, NULL);
-		WRITE_ONCE(gpc->gpa, INVALID_GPA);
-		WRITE_ONCE(gpc->uhva, 0);
 		WRITE_ONCE(gpc->len, 0);
 	}
 

@@ -695,11 +695,24 @@ static void gpc_test_no_room(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, t->kvm->gpc_invalidations.nr_anywhere, 0);
 }
 
+/* What gpc_lookup_range() does while it is redirected to @stub. */
+static int gpc_lookup_unstubbed(const struct gpc_range *range, kvm_pfn_t *pfn,
+				struct page **page, typeof(gpc_lookup_range) *stub)
+{
+	struct kunit *test = kunit_get_current_test();
+	int ret;
+
+	kunit_deactivate_static_stub(test, gpc_lookup_range);
+	ret = gpc_lookup_range(range, pfn, page);
+	kunit_activate_static_stub(test, gpc_lookup_range, *stub);
+	return ret;
+}
+
 /* What was invalidated while it was looked up is looked up again. */
 static int gpc_lookup_too_late(const struct gpc_range *range, kvm_pfn_t *pfn, struct page **page)
 {
 	struct gpc_test *t = kunit_get_current_test()->priv;
-	int ret = gpc_lookup_slow(range, 0, pfn, page);
+	int ret = gpc_lookup_unstubbed(range, pfn, page, gpc_lookup_too_late);
 
 	if (!t->lookups++)
 		gpc_test_invalidate(t);
@@ -734,7 +747,7 @@ static int gpc_lookup_and_lock(const struct gpc_range *range, kvm_pfn_t *pfn, st
 		t->locker_error = gpc_test_lock_error(&t->gpc);
 	}
 
-	return gpc_lookup_slow(range, 0, pfn, page);
+	return gpc_lookup_unstubbed(range, pfn, page, gpc_lookup_and_lock);
 }
 
 /* Activate the second page's area, with @lookup for its page and for that of another area. */
@@ -768,7 +781,7 @@ static int gpc_lookup_and_activate(const struct gpc_range *range, kvm_pfn_t *pfn
 	if (!t->lookups++)
 		t->locker_error = kvm_gpc_activate(&t->gpc, GPC_GPA, GPC_LEN);
 
-	return gpc_lookup_slow(range, 0, pfn, page);
+	return gpc_lookup_unstubbed(range, pfn, page, gpc_lookup_and_activate);
 }
 
 static void gpc_test_activation_during_activation(struct kunit *test)
@@ -1555,8 +1568,12 @@ struct gpc_map_test {
 	struct gpc_map *map;
 };
 
-/* What gpc_map_test_map() returns for it; other kinds are gpc_map's. */
-#define GPC_MAP_TEST_DIRECT	100
+/* How the frames were mapped. */
+enum {
+	GPC_MAP_TEST_DIRECT,
+	GPC_MAP_TEST_VMAP,
+	GPC_MAP_TEST_MEMREMAP,
+};
 
 static void gpc_map_test_frames(struct gpc_map_test *m, kvm_pfn_t pfn, void *addr,
 				bool scattered)
@@ -1658,7 +1675,7 @@ static void gpc_map_test_expect_alias(struct kunit *test, unsigned int nr)
 	KUNIT_EXPECT_EQ(test, i, nr * PAGE_SIZE);
 }
 
-/* Map the first @nr frames as a refresh does.  Return the kind, or an error. */
+/* Map the first @nr frames as a refresh does.  Return how, or an error. */
 static int gpc_map_test_map(struct gpc_map_test *m, unsigned int nr)
 {
 	struct gpc_map *map;
@@ -1673,7 +1690,7 @@ static int gpc_map_test_map(struct gpc_map_test *m, unsigned int nr)
 
 	m->map = map;
 	m->khva = map->addr;
-	return map->kind;
+	return map->is_memremapped ? GPC_MAP_TEST_MEMREMAP : GPC_MAP_TEST_VMAP;
 }
 
 static void gpc_map_test_unmap(struct gpc_map_test *m)
@@ -1708,7 +1725,7 @@ static void gpc_map_test_contiguous(struct kunit *test)
 static void gpc_map_test_scattered(struct kunit *test)
 {
 	gpc_map_test_use_pages(test, true);
-	gpc_map_test_each_nr(test, GPC_MAP_TEST_DIRECT, GPC_MAP_VMAP);
+	gpc_map_test_each_nr(test, GPC_MAP_TEST_DIRECT, GPC_MAP_TEST_VMAP);
 }
 
 static void gpc_map_test_number_only(struct kunit *test)
@@ -1720,31 +1737,31 @@ static void gpc_map_test_number_only(struct kunit *test)
 static void gpc_map_test_scattered_number_only(struct kunit *test)
 {
 	gpc_map_test_use_numbers(test, true);
-	gpc_map_test_each_nr(test, GPC_MAP_TEST_DIRECT, GPC_MAP_VMAP);
+	gpc_map_test_each_nr(test, GPC_MAP_TEST_DIRECT, GPC_MAP_TEST_VMAP);
 }
 
 static void gpc_map_test_no_struct_page(struct kunit *test)
 {
 	gpc_map_test_use_bare(test, false);
-	gpc_map_test_each_nr(test, GPC_MAP_MEMREMAP, GPC_MAP_MEMREMAP);
+	gpc_map_test_each_nr(test, GPC_MAP_TEST_MEMREMAP, GPC_MAP_TEST_MEMREMAP);
 }
 
 static void gpc_map_test_scattered_no_struct_page(struct kunit *test)
 {
 	gpc_map_test_use_bare(test, true);
-	gpc_map_test_each_nr(test, GPC_MAP_MEMREMAP, GPC_MAP_VMAP);
+	gpc_map_test_each_nr(test, GPC_MAP_TEST_MEMREMAP, GPC_MAP_TEST_VMAP);
 }
 
 static void gpc_map_test_hole(struct kunit *test)
 {
 	gpc_map_test_use_hole(test, false);
-	gpc_map_test_each_nr(test, GPC_MAP_MEMREMAP, GPC_MAP_MEMREMAP);
+	gpc_map_test_each_nr(test, GPC_MAP_TEST_MEMREMAP, GPC_MAP_TEST_MEMREMAP);
 }
 
 static void gpc_map_test_scattered_hole(struct kunit *test)
 {
 	gpc_map_test_use_hole(test, true);
-	gpc_map_test_each_nr(test, GPC_MAP_MEMREMAP, GPC_MAP_VMAP);
+	gpc_map_test_each_nr(test, GPC_MAP_TEST_MEMREMAP, GPC_MAP_TEST_VMAP);
 }
 
 /* Pages in a row, in any other order than that of their frames, and one twice. */
@@ -1756,12 +1773,12 @@ static void gpc_map_test_order(struct kunit *test)
 	swap(m->pfn[0], m->pfn[1]);
 	swap(m->page[0], m->page[1]);
 	swap(m->addr[0], m->addr[1]);
-	KUNIT_ASSERT_EQ(test, gpc_map_test_map(m, 2), GPC_MAP_VMAP);
+	KUNIT_ASSERT_EQ(test, gpc_map_test_map(m, 2), GPC_MAP_TEST_VMAP);
 	gpc_map_test_expect_alias(test, 2);
 	gpc_map_test_unmap(m);
 
 	m->pfn[1] = m->pfn[0];
-	KUNIT_ASSERT_EQ(test, gpc_map_test_map(m, 2), GPC_MAP_VMAP);
+	KUNIT_ASSERT_EQ(test, gpc_map_test_map(m, 2), GPC_MAP_TEST_VMAP);
 	WRITE_ONCE(m->khva[0], 0x55);
 	KUNIT_EXPECT_EQ(test, READ_ONCE(m->khva[PAGE_SIZE]), 0x55);
 	gpc_map_test_unmap(m);

@@ -33,11 +33,6 @@
 
 #include "pfncache_map.h"
 
-static bool gpc_has_page(kvm_pfn_t pfn, struct page *page)
-{
-	return page || pfn_valid(pfn);
-}
-
 static bool gpc_is_ram(kvm_pfn_t pfn, struct page *page)
 {
 	return page || (pfn_valid(pfn) && page_is_ram(pfn));
@@ -87,15 +82,6 @@ static void *gpc_vmap_by_type(const kvm_pfn_t *pfn, unsigned int nr, bool has_pa
 	return has_pages ? gpc_vmap(pfn, nr, prot) : gpc_vmap_pfn(pfn, nr, prot);
 }
 
-static void *gpc_memremap(kvm_pfn_t pfn, unsigned int nr)
-{
-#ifdef CONFIG_HAS_IOMEM
-	return memremap(pfn_to_hpa(pfn), nr * PAGE_SIZE, MEMREMAP_WB);
-#else
-	return NULL;
-#endif
-}
-
 /**
  * gpc_direct_address() - find page frames in the direct map
  * @pfn: the frames
@@ -143,7 +129,7 @@ struct gpc_map *gpc_map(const kvm_pfn_t *pfn, struct page *const *page, unsigned
 	for (i = 0; i < nr; i++) {
 		contiguous &= pfn[i] == pfn[0] + i;
 		any_ram |= gpc_is_ram(pfn[i], page[i]);
-		nr_pages += gpc_has_page(pfn[i], page[i]);
+		nr_pages += pfn_valid(pfn[i]);
 		nr_known += !!page[i];
 	}
 
@@ -151,10 +137,9 @@ struct gpc_map *gpc_map(const kvm_pfn_t *pfn, struct page *const *page, unsigned
 	if (!map)
 		return ERR_PTR(-ENOMEM);
 
-	map->kind = GPC_MAP_VMAP;
-	if (contiguous && !any_ram) {
-		map->kind = GPC_MAP_MEMREMAP;
-		map->addr = gpc_memremap(pfn[0], nr);
+	map->is_memremapped = contiguous && !any_ram;
+	if (map->is_memremapped) {
+		map->addr = memremap(pfn_to_hpa(pfn[0]), nr * PAGE_SIZE, MEMREMAP_WB);
 	} else if (nr_known == nr) {
 		map->addr = gpc_vmap(pfn, nr, PAGE_KERNEL);
 	} else if (!nr_pages || nr_pages == nr) {
@@ -181,16 +166,10 @@ void gpc_unmap(struct gpc_map *map)
 {
 	might_sleep();
 
-	switch (map->kind) {
-	case GPC_MAP_VMAP:
-		vunmap(map->addr);
-		break;
-	case GPC_MAP_MEMREMAP:
-#ifdef CONFIG_HAS_IOMEM
+	if (map->is_memremapped)
 		memunmap(map->addr);
-#endif
-		break;
-	}
+	else
+		vunmap(map->addr);
 
 	kfree(map);
 }

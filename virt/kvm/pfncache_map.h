@@ -9,21 +9,16 @@
 /* The most page frames that are mapped at once. */
 #define GPC_MAP_MAX	4
 
-enum gpc_map_kind {
-	GPC_MAP_VMAP,
-	GPC_MAP_MEMREMAP,
-};
-
 /**
  * struct gpc_map - page frames mapped outside the direct map
  * @node: for a list of mappings that gpc_unmap() is to be called for
  * @addr: the kernel address of the first frame
- * @kind: how the frames are mapped
+ * @is_memremapped: whether by memremap(), else by vmap() or vmap_pfn()
  */
 struct gpc_map {
 	struct llist_node node;
 	void *addr;
-	enum gpc_map_kind kind;
+	bool is_memremapped;
 };
 
 void *gpc_direct_address(const kvm_pfn_t *pfn, struct page *const *page, unsigned int nr);

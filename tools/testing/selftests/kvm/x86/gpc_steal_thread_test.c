@@ -283,12 +283,29 @@ static int set_data(struct kvm_vcpu *vcpu)
 	return __vcpu_ioctl(vcpu, KVM_XEN_VCPU_SET_ATTR, &attr);
 }
 
-static u64 runnable(struct kvm_vcpu *vcpu)
+static struct kvm_xen_vcpu_attr get_data(struct kvm_vcpu *vcpu)
 {
 	struct kvm_xen_vcpu_attr attr = { .type = KVM_XEN_VCPU_ATTR_TYPE_RUNSTATE_DATA };
 
 	vcpu_ioctl(vcpu, KVM_XEN_VCPU_GET_ATTR, &attr);
-	return attr.u.runstate.time_runnable;
+	return attr;
+}
+
+static u64 runnable(struct kvm_vcpu *vcpu)
+{
+	return get_data(vcpu).u.runstate.time_runnable;
+}
+
+/*
+ * A vCPU that is preempted on its way out of KVM_RUN stays runnable, although its
+ * thread doesn't wait for a CPU any more.
+ */
+static u64 runnable_so_far(struct kvm_vcpu *vcpu)
+{
+	if (get_data(vcpu).u.runstate.state == RUNSTATE_runnable)
+		TEST_ASSERT_EQ(set_running(vcpu), 0);
+
+	return runnable(vcpu);
 }
 
 FIXTURE_SETUP(xen_runstate)
@@ -318,7 +335,7 @@ TEST_F(xen_runstate, same_thread)
 
 	last = call(self->vcpu, run);
 	for (i = 0; i < ROUNDS; i++) {
-		stolen = runnable(self->vcpu);
+		stolen = runnable_so_far(self->vcpu);
 		wait_for_cpu(WAITED_NS);
 		now = call(self->vcpu, run);
 		expect_growth(_metadata, stolen, runnable(self->vcpu), now.before - last.after,
@@ -337,12 +354,12 @@ TEST_F(xen_runstate, thread_that_waited_less)
 	for (i = 0; i < ROUNDS; i++) {
 		wait_for_cpu(WAITED_NS);
 		call(self->vcpu, run);
-		stolen = runnable(self->vcpu);
+		stolen = runnable_so_far(self->vcpu);
 		now = call_in_thread(self->vcpu, run, 0);
 		expect_growth(_metadata, stolen, runnable(self->vcpu), 0,
 			      now.after - now.before + SLACK_NS);
 
-		stolen = runnable(self->vcpu);
+		stolen = runnable_so_far(self->vcpu);
 		now = call(self->vcpu, run);
 		expect_growth(_metadata, stolen, runnable(self->vcpu), 0,
 			      now.after - now.before + SLACK_NS);
@@ -356,7 +373,7 @@ TEST_F(xen_runstate, thread_that_waited_more)
 	int i;
 
 	for (i = 1; i <= ROUNDS; i++) {
-		stolen = runnable(self->vcpu);
+		stolen = runnable_so_far(self->vcpu);
 		now = call_in_thread(self->vcpu, run, i * WAITED_NS);
 		expect_growth(_metadata, stolen, runnable(self->vcpu), 0,
 			      now.after - now.before + SLACK_NS);
@@ -373,12 +390,12 @@ static void try_ioctl(struct __test_metadata *_metadata, struct kvm_vcpu *vcpu,
 	/* The thread of the vCPU has waited before. */
 	wait_for_cpu(WAITED_NS);
 	last = call(vcpu, run);
-	stolen = fn == set_data ? 0 : runnable(vcpu);
+	stolen = fn == set_data ? 0 : runnable_so_far(vcpu);
 	now = call_in_thread(vcpu, fn, wait_ns);
 	expect_growth(_metadata, stolen, runnable(vcpu), 0, now.after - now.before + SLACK_NS);
 
 	/* That is no time that it waits after the ioctl. */
-	stolen = runnable(vcpu);
+	stolen = runnable_so_far(vcpu);
 	now = call(vcpu, run);
 	expect_growth(_metadata, stolen, runnable(vcpu), 0, now.after - last.before + SLACK_NS);
 }

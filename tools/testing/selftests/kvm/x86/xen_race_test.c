@@ -42,6 +42,7 @@
 /* Each of them finds any instruction of the other thread's about ten times or more. */
 #define MOMENTS		20000
 #define MODE_CHANGES	300
+#define DROPS		1000
 #define POLLS		2000
 
 #define NR_WORDS	64
@@ -62,6 +63,8 @@ struct race {
 	pthread_t thread;
 
 	bool stop;
+	/* Whether the other thread does nothing. */
+	bool hold;
 	unsigned int moments;
 	/* Odd while a thread of the test's itself writes to the guest's memory. */
 	unsigned long seq;
@@ -431,6 +434,53 @@ TEST_F(xen_race, deferred)
 	stop(r);
 
 	TH_LOG("%lu times", r->seq / 2);
+	EXPECT_EQ(r->bad, 0);
+}
+
+static void *send_deferred(void *arg)
+{
+	struct race *r = arg;
+	struct kvm_irq_level irq = { .irq = PORT / 64, .level = 1 };
+
+	while (!READ_ONCE(r->stop)) {
+		if (!smp_load_acquire(&r->hold))
+			vm_ioctl(r->vm, KVM_IRQ_LINE, &irq);
+		WRITE_ONCE(events, events + 1);
+	}
+	return NULL;
+}
+
+/* An event for one shared_info, even if it is deferred, isn't raised in the next. */
+TEST_F(xen_race, dropped)
+{
+	struct race *r = &self->r;
+	struct kvm_xen_hvm_attr none = {
+		.type = KVM_XEN_ATTR_TYPE_SHARED_INFO,
+		.u.shared_info.gfn = KVM_XEN_INVALID_GFN,
+	};
+	int i;
+
+	route_words(r);
+	protect_shared_info(r, PROT_NONE);
+	start(r, send_deferred, true);
+	await_event();
+	for (i = 0; i < DROPS; i++) {
+		smp_store_release(&r->hold, false);
+		sleep_a_moment(i);
+		vm_ioctl(r->vm, KVM_XEN_HVM_SET_ATTR, &none);
+		smp_store_release(&r->hold, true);
+		await_event();
+
+		protect_shared_info(r, PROT_READ | PROT_WRITE);
+		WRITE_ONCE(r->shinfo->evtchn_pending[PORT / 64], 0);
+		xen_set_shared_info(r->vm, SHINFO_GPA);
+		deliver(r);
+		r->bad += READ_ONCE(r->shinfo->evtchn_pending[PORT / 64]) != 0;
+		protect_shared_info(r, PROT_NONE);
+	}
+	stop(r);
+
+	TH_LOG("%lu events", events);
 	EXPECT_EQ(r->bad, 0);
 }
 
