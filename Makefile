@@ -10,12 +10,14 @@ CHECK := amd:debug:core-amd amd:default:kvm amd:default:xen intel:default:intel 
 	 amd-no-master-clock:default:clocks
 LONG  := amd:default:slow amd:default:xen-slow amd:debug:xen intel:debug:core-intel-debug \
 	 amd:rt:xen amd:rt:core-amd amd:kcsan:core-amd
-PLANS ?= $(CHECK)
+# Those for a posting, on the base and what it stands on.
+POSTED := amd:default:kvm amd:default:kunit amd:default:xen-default
+PLANS ?= $(if $(POSTING),$(POSTED),$(CHECK))
 RUNFLAGS = $(if $(FILTER),--filter '$(FILTER)') $(if $(V),-v) $(if $(JUNIT),--junit '$(JUNIT)') \
 	   $(if $(ARGS),--args '$(ARGS)') $(if $(TIMEOUT),--timeout $(TIMEOUT))
 
-.PHONY: help run check check-long test list lint selftest tree export kernel base-test bench litmus \
-	each static planted deps clean distclean
+.PHONY: help run check check-series check-posting check-long test list lint selftest tree export \
+	postings post churn kernel base-test bench litmus each static planted deps clean distclean
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/\1|\2/p' Makefile | \
@@ -27,7 +29,14 @@ run: ## the main job: base, series, kernel, selftests, a Xen HVM guest on it, a 
 	rc=0; $(H)/run.py amd:default:xen-default || rc=$$?; \
 	$(H)/report.py build/results/last $$((SECONDS - t0)); exit $$rc
 
-check: ## the tests: lint, the harness's own, both vendors, the Xen guest matrix, debug kernel
+check: $(if $(POSTING),check-posting,check-series) ## the tests: lint, the harness's own, both vendors, the Xen guest matrix, debug kernel; or of POSTING=name
+
+check-posting:
+	@set -e; $(H)/deps; $(H)/tree; $(H)/tree posting '$(POSTING)'; \
+	$(H)/kernel posting default; $(H)/image posting default; \
+	$(H)/run.py --tree posting $(RUNFLAGS) $(PLANS)
+
+check-series:
 	@t0=$$SECONDS; set -e; \
 	$(H)/deps; $(H)/lint; $(H)/tree; $(H)/tests/run; \
 	$(H)/kernel series default; $(H)/image series default; \
@@ -50,11 +59,20 @@ lint: ## the series without building it: files, git am, checkpatch, changelogs
 selftest: ## the harness's own tests; no machine is booted
 	@$(H)/tests/run
 
-tree: ## build/linux: the base as one commit, then one a patch; work there
+tree: ## build/linux: the base, then a commit a patch and a branch a posting; work there
 	@$(H)/tree
 
 export: ## build/linux back to patches/, series and the kernel's folders
 	@$(H)/export
+
+postings: ## a line a posting: patches, lines, what for, what it stands on
+	@$(H)/postings
+
+post: ## the mails of POSTING=name, in build/post/name: letter, patches, recipients
+	@$(H)/tree; $(H)/post '$(POSTING)'
+
+churn: ## how many of the lines that each patch adds are deleted by later ones
+	@$(H)/tree; $(H)/lines.py churn "$${KVM_GPC_BUILD:-build}/linux" refs/kvm-gpc/base
 
 kernel: tree ## the kernels and selftests that PLANS want
 	@set -e; for k in default $$(printf '%s\n' $(PLANS) | cut -d: -f2 | grep -vx default | sort -u); do \
@@ -66,10 +84,10 @@ base-test: ## the plans on the base, with the series' selftests: what fails ther
 		$(H)/kernel series $$k; $(H)/kernel base $$k; $(H)/image base $$k; done; \
 	$(H)/run.py --tree base $(RUNFLAGS) $(PLANS)
 
-each: ## every patch builds on its own: gcc and clang, =y and =m, KVM_XEN on and off
-	@$(H)/deps all; $(H)/tree; $(H)/each
+each: ## every patch builds on its own: gcc and clang, =y and =m, i386, ...; POSTING=name, ONLY=regex
+	@$(H)/deps all; $(H)/tree; $(if $(POSTING),$(H)/tree posting '$(POSTING)';) POSTING='$(POSTING)' $(H)/each
 
-static: ## sparse, W=1 and kernel-doc: nothing new against the base
+static: ## sparse, W=1, kernel-doc and htmldocs: nothing new against the base
 	@$(H)/deps all; $(H)/tree; $(H)/tree base; $(H)/static
 
 bench: ## base and series side by side: instructions, and time on two CPUs
@@ -87,7 +105,8 @@ deps: ## install what the harness needs (root or sudo)
 	@$(H)/deps
 
 clean: ## remove what was built, but not the work tree
-	rm -rf build/series-* build/base build/results build/each build/static build/planted
+	rm -rf build/series-* build/base build/posting build/post build/results build/each build/static \
+		build/planted
 
 distclean: ## remove build/ whole; work in build/linux that was not exported is lost
 	rm -rf build

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only
-# Sourced by tree, export and lint: the series as commits, and back as files.
+# Sourced by tree, export, lint and others: the series as commits, and back as files.
+# patches/NN-name/ is a posting; in a git tree the branch posting/NN-name ends it.
 
 SERIES=${SERIES:-$TOP/series}
 PATCHES=${PATCHES:-$TOP/patches}
@@ -8,6 +9,38 @@ LINUX=$BUILD/linux
 # The names in the series file.  Whole-line comments only: git quiltimport
 # takes no others.
 series_names() { grep -vE '^[[:space:]]*(#|$)' "$SERIES" || :; }
+
+# The postings, in order.
+postings() { series_names | cut -d/ -f1 | uniq; }
+
+# posting NAME: the posting of that name, which may be said without its number.
+posting()
+{
+	postings | grep -xE "([0-9]{2}-)?$1" || die "there is no posting $1, only:" $(postings)
+}
+
+# stands_on POSTING: the postings that its cover names, or nothing for the base.
+stands_on()
+{
+	local name
+
+	for name in $(sed -nE '/^Stands-on: */{s///;s/,/ /g;p}' "$PATCHES/$1/cover"); do
+		[ "$name" = base ] || (posting "$name")
+	done
+}
+
+# closure POSTING: it and all that it stands on, in order.
+closure()
+{
+	local p out='' need=" $1 "
+
+	for p in $(postings | tac); do
+		[[ $need == *" $p "* ]] || continue
+		out="$p $out"
+		need+="$(stands_on "$p" | tr '\n' ' ')"
+	done
+	echo "$out"
+}
 
 series_hash()
 {
@@ -50,19 +83,21 @@ part_clone()
 	pgit -C "$dir" checkout -q -f -B series
 }
 
-# apply_series DIR: the series as commits on top of DIR's HEAD, no fuzz.
-apply_series()
+# apply_patches DIR NAME...: as commits on top of DIR's HEAD, no fuzz.
+apply_patches()
 {
 	local dir=$1 name out
 	local -a names
+	shift
 
-	mapfile -t names < <(series_names)
+	names=("$@")
 	for name in "${names[@]}"; do
 		[ -f "$PATCHES/$name" ] || die "series names $name, which is not in patches/"
 	done
 	[ ${#names[@]} -gt 0 ] || return 0
+	# shellcheck disable=SC2086
 	out=$(GIT_COMMITTER_NAME=kvm-gpc GIT_COMMITTER_EMAIL=kvm-gpc@localhost \
-	      pgit -C "$dir" -c index.skipHash=true am -q --keep-non-patch --committer-date-is-author-date \
+	      pgit -C "$dir" -c index.skipHash=true am -q ${THREEWAY:-} --keep-non-patch --committer-date-is-author-date \
 	      "${names[@]/#/$PATCHES/}" 2>&1 </dev/null) && return
 
 	# Each of the files is one message, so the number of the one that failed tells.
@@ -73,18 +108,75 @@ apply_series()
 		paste -sd, | cut -c1-300)"
 }
 
-# format_series DIR BASE OUT: patches/ and series of BASE..HEAD.
+# apply_series DIR: the series as commits on top of DIR's HEAD, and its branches.
+apply_series()
+{
+	local base names
+
+	base=$(pgit -C "$1" rev-parse HEAD)
+	mapfile -t names < <(series_names)
+	apply_patches "$1" "${names[@]}"
+	paste -d' ' <(series_names) <(pgit -C "$1" rev-list --reverse "$base..HEAD") |
+		awk '{ sub("/.*", "", $1); last[$1] = $2 }
+		     END { for (p in last) print "create refs/heads/posting/" p, last[p] }' |
+		pgit -C "$1" update-ref --stdin
+}
+
+# stack_clone REPOSITORY DIR POSTING PATH...: a sparse clone with what POSTING stands on
+# and POSTING, whose branch is posting/NN-name and starts at refs/kvm-gpc/below.  The
+# patches are taken out of the series' order: git merges what they do to other lines of a
+# file, as it does with git am -3, and lists by the line.
+stack_clone()
+{
+	local repo=$1 dir=$2 posting=$3 p names files
+	shift 3
+
+	mapfile -t names < <(for p in $(closure "$posting"); do series_names | grep "^$p/"; done)
+	mapfile -t files < <(touched_files "${names[@]/#/$PATCHES/}")
+	sparse_clone "$repo" "$dir" Makefile "${files[@]}" "$@"
+	echo "$LINUX/.git/objects" >> "$dir/.git/objects/info/alternates"
+	printf '%s merge=list\n' MAINTAINERS Makefile.kvm > "$dir/.git/info/attributes"
+	pgit -C "$dir" config merge.list.driver "'$H/merge-list' %O %A %B"
+	THREEWAY=-3 apply_patches "$dir" $(printf '%s\n' "${names[@]}" | grep -v "^$posting/")
+	pgit -C "$dir" update-ref refs/kvm-gpc/below HEAD
+	pgit -C "$dir" checkout -q -b "posting/$posting"
+	THREEWAY=-3 apply_patches "$dir" $(printf '%s\n' "${names[@]}" | grep "^$posting/")
+}
+
+# posting_refs DIR [NAMESPACE]: "COMMIT NN-name", the branches that end the postings.
+posting_refs() { pgit -C "$1" for-each-ref --format='%(objectname) %(refname:lstrip=3)' "refs/${2:-heads}/posting"; }
+
+FORMAT=(-c diff.algorithm=myers -c core.quotePath=true -c diff.context=3
+	-c diff.interHunkContext=0 -c diff.suppressBlankEmpty=false
+	-c core.abbrev=12 -c i18n.logOutputEncoding=UTF-8
+	format-patch -q --zero-commit --no-signature --full-index -M --stat=72
+	--no-attach --no-thread --no-notes --no-renames
+	--src-prefix=a/ --dst-prefix=b/ --indent-heuristic)
+
+# format_series DIR BASE OUT: patches/ and series of BASE..HEAD, a folder for what
+# each branch adds.
 format_series()
 {
+	local prev=$2 tip n=1 commit posting last=01-name
+
+	tip=$(pgit -C "$1" rev-parse HEAD)
 	mkdir -p "$3/patches"
-	pgit -C "$1" -c diff.algorithm=myers -c core.quotePath=true -c diff.context=3 \
-		-c diff.interHunkContext=0 -c diff.suppressBlankEmpty=false \
-		-c core.abbrev=12 -c i18n.logOutputEncoding=UTF-8 \
-		format-patch -q --zero-commit --no-signature --full-index -M -N --stat=72 \
-		--no-attach --no-thread --no-cover-letter --no-base --no-notes --no-renames \
-		--src-prefix=a/ --dst-prefix=b/ --indent-heuristic \
-		-o "$3/patches" "$2..HEAD"
-	(cd "$3/patches" && find . -name '*.patch' -printf '%P\n' | sort) > "$3/series"
+	: > "$3/series"
+	while read -r commit posting; do
+		grep -qxE '[0-9]{2}-[a-z0-9-]+' <<< "$posting" || die "posting/$posting: want NN-name"
+		pgit -C "$1" merge-base --is-ancestor "$prev" "$commit" ||
+			die "posting/$posting does not stand on the one before it"
+		[ "$(pgit -C "$1" rev-parse "$prev^{}")" != "$commit" ] || die "posting/$posting has no patch"
+		pgit -C "$1" merge-base --is-ancestor "$commit" "$tip" || die "posting/$posting is not in the series"
+		pgit -C "$1" "${FORMAT[@]}" -N --no-cover-letter --no-base --start-number=$n \
+			-o "$3/patches/$posting" "$prev..$commit"
+		(cd "$3/patches" && echo "# $posting" && printf '%s\n' "$posting"/*.patch) >> "$3/series"
+		n=$((n + $(pgit -C "$1" rev-list --count "$prev..$commit")))
+		prev=$commit last=$posting
+	done < <(posting_refs "$1")
+	[ "$(pgit -C "$1" rev-parse "$prev^{}")" = "$tip" ] ||
+		die "these are in no posting; move a branch, as by git branch -f posting/$last:"$'\n'"$(
+			pgit -C "$1" log --format='%h ("%s")' "$prev..$tip")"
 }
 
 # series_files DIR BASE: what the kernel's folders hold, "MODE BLOB PATH": every

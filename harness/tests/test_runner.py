@@ -115,6 +115,18 @@ class Runner(Machine):
                    'kvm:two: fail: exit=254', 'tests/kvm-two.log', '# why it failed',
                    last='1 passed, 1 failed, 0 skipped')
 
+    def test_posting(self):
+        """What is expected of a case that a later posting adds need not happen."""
+        os.makedirs(os.path.join(self.dir, 'posting'))
+        os.rename(os.path.join(self.dir, 'series-default'), os.path.join(self.dir, 'posting/posting-default'))
+        script = 'pass one\npass two\n' + END
+        argv, env = self.command(script, '--tree', 'posting')
+        for test, rc in (('kvm:two.later', 0), ('kvm:two', 1)):
+            with open(self.expected, 'w') as f:
+                f.write(f'fake * * skip {test} -- reason\n')
+            r = subprocess.run(argv, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=60)
+            self.assertEqual(r.returncode, rc, r.stdout)
+
     SKIP = ('pass one\nnote begin kvm:two\necho "# 1..0 # SKIP - no VMX" >&4\n'
             'result two "ok 1 selftests: kvm: two # SKIP"\nnote end kvm:two 0\n') + END
 

@@ -17,12 +17,13 @@
  *	...
  *	kvm_gpc_deactivate(&foo->gpc);
  *
- * The mapping follows what userspace does to its memory and to memslots: it is
- * taken away when it becomes stale, which waits for those who hold the cache
- * locked, and established anew by the next kvm_gpc_lock().
+ * The mapping follows the changes that userspace makes to its memory and to
+ * memslots.  A mapping that becomes stale is invalidated, which waits until no
+ * caller has the cache locked any more.  The next kvm_gpc_lock() maps the area
+ * again.
  *
- * This is all there is for users.  What is behind it is in virt/kvm/pfncache.c and
- * Documentation/virt/kvm/gpc.rst.
+ * Users need no more than this header.  The implementation is described in
+ * virt/kvm/pfncache.c and Documentation/virt/kvm/gpc.rst.
  */
 
 #include <asm/page.h>
@@ -30,14 +31,14 @@
 #include <linux/kvm_types.h>
 #include <linux/mutex.h>
 
-/* The members are pfncache.c's own.  sparse tells on everybody else. */
+/* Private to pfncache.c; sparse warns about any other access. */
 #ifdef KVM_GPC_INTERNAL
 #define __gpc_private
 #else
 #define __gpc_private	__private
 #endif
 
-/* The longest area, in bytes: three pages, at any offset. */
+/* The maximum length of an area, in bytes: three pages, at any offset. */
 #define KVM_GPC_MAX_LEN	(3 * PAGE_SIZE)
 
 /**
@@ -45,9 +46,9 @@
  */
 struct gfn_to_pfn_cache {
 	/* private: */
-	/* Where the area is mapped, NULL if the mapping must not be used. */
+	/* The address of the mapped area, NULL if readers must not use it. */
 	void *__gpc_private khva;
-	/* What the cache is bound to, NULL if it is not active. */
+	/* The area that the cache is bound to, NULL if it is not active. */
 	struct gpc_area *__gpc_private area;
 	/* The area's length in bytes, 0 if the cache is not active. */
 	unsigned int __gpc_private len;
@@ -57,13 +58,13 @@ struct gfn_to_pfn_cache {
 };
 
 /**
- * kvm_gpc_init() - make a cache usable
+ * kvm_gpc_init() - initialize a cache
  * @gpc: the cache, all zeroes
- * @kvm: the VM whose memory it is for
+ * @kvm: the VM that the cache's area belongs to
  *
- * @gpc is not active then.
+ * The cache is not active afterwards.
  *
- * Context: Any, but nobody else may use @gpc yet.
+ * Context: Any.  The caller must prevent concurrent use of @gpc.
  */
 void kvm_gpc_init(struct gfn_to_pfn_cache *gpc, struct kvm *kvm);
 
@@ -71,19 +72,20 @@ void kvm_gpc_init(struct gfn_to_pfn_cache *gpc, struct kvm *kvm);
  * kvm_gpc_activate() - bind a cache to an area by guest physical address
  * @gpc: the cache, active or not
  * @gpa: guest physical address of the area, of any alignment, not INVALID_GPA
- * @len: length of the area in bytes, from 1 to KVM_GPC_MAX_LEN; it may be in several
- *	 pages, and in several memslots
+ * @len: length of the area in bytes, from 1 to KVM_GPC_MAX_LEN; the area may
+ *	 lie in several pages, and in several memslots
  *
- * Map the area, too, to have an error now rather than later.  A cache that was
- * bound to another area is bound to that, and it can be used, until the new one is
- * mapped; on error, it stays so.  Of several tasks that activate @gpc at a time, the last
- * one to have its area mapped wins.
+ * Bind the cache to the area, and map the area.  A cache that is already bound
+ * to another area stays bound to that area, and can be used, until the new area
+ * is mapped.  On error, the cache stays bound to the old area.  If several
+ * tasks activate @gpc concurrently, the cache ends up bound to the area that
+ * was mapped last.
  *
- * Context: May sleep, must be called by a task that uses the VM's mm, not with @gpc
- *	    locked.
+ * Context: May sleep.  Must be called by a task that uses the VM's mm, and not
+ *	    with @gpc locked.
  * Return: 0, or else
  *	   -EINVAL: @len is 0 or too long,
- *	   or an error of kvm_gpc_lock(), but for -ENXIO.
+ *	   or an error of kvm_gpc_lock(), except -ENXIO.
  */
 int kvm_gpc_activate(struct gfn_to_pfn_cache *gpc, gpa_t gpa, unsigned long len);
 
@@ -93,37 +95,38 @@ int kvm_gpc_activate(struct gfn_to_pfn_cache *gpc, gpa_t gpa, unsigned long len)
  * @uhva: userspace address of the area, of any alignment
  * @len: length of the area in bytes, from 1 to KVM_GPC_MAX_LEN
  *
- * For areas that the guest need not have in its address space, and that stay
- * where they are when memslots change.  Dirty logging does not see them.
- * Otherwise like kvm_gpc_activate().
+ * Like kvm_gpc_activate(), for an area that need not be part of the guest's
+ * address space, and that does not move when memslots change.  Writes to the
+ * area are not recorded in any dirty log.
  *
- * Context: As for kvm_gpc_activate().
+ * Context: Same as kvm_gpc_activate().
  * Return: 0, or else
- *	   -EINVAL: @len is 0 or too long, or @uhva is tagged or not an address of
- *	   userspace's,
- *	   or an error of kvm_gpc_lock(), but for -ENXIO and -ENOENT.
+ *	   -EINVAL: @len is 0 or too long, or @uhva is tagged or not an address
+ *	   in userspace,
+ *	   or an error of kvm_gpc_lock(), except -ENXIO and -ENOENT.
  */
 int kvm_gpc_activate_hva(struct gfn_to_pfn_cache *gpc, unsigned long uhva, unsigned long len);
 
 /**
- * kvm_gpc_deactivate() - let a cache's area go
+ * kvm_gpc_deactivate() - unbind a cache from its area
  * @gpc: the cache, active or not
  *
- * Unmap the area, wait for those who have @gpc locked, but not for those who are about
- * to activate it: they are the caller's to keep away.  There is no need to do so before
- * kvm_gpc_activate(), but before @gpc is freed.
+ * Unmap the area once all current readers have finished.  The caller must
+ * prevent concurrent activation.  Must be called before @gpc is freed, but need
+ * not be called before kvm_gpc_activate().
  *
- * Context: May sleep, not with @gpc locked.  Does not need the VM's mm.
+ * Context: May sleep.  Must not be called with @gpc locked.  Does not need the
+ *	    VM's mm.
  */
 void kvm_gpc_deactivate(struct gfn_to_pfn_cache *gpc);
 
 /**
- * kvm_gpc_is_active() - tell whether a cache is bound to an area
+ * kvm_gpc_is_active() - test whether a cache is bound to an area
  * @gpc: the cache
  *
- * Context: Any.  The answer lasts for as long as the caller keeps others from
- *	    activating and deactivating @gpc.
- * Return: Whether @gpc is active, be its area in reach or not.
+ * Context: Any.  The result is stable for as long as the caller prevents
+ *	    concurrent activation and deactivation of @gpc.
+ * Return: Whether @gpc is active.  The area may be unmapped nevertheless.
  */
 static inline bool kvm_gpc_is_active(struct gfn_to_pfn_cache *gpc)
 {
@@ -131,31 +134,33 @@ static inline bool kvm_gpc_is_active(struct gfn_to_pfn_cache *gpc)
 }
 
 /**
- * kvm_gpc_gpa() - tell where an area is
+ * kvm_gpc_gpa() - get the guest physical address of an area
  * @gpc: the cache of the area
  *
- * Context: As for kvm_gpc_is_active().
- * Return: The guest physical address that @gpc was activated with, INVALID_GPA if
- *	   it was activated with another kind of address or is not active.
+ * Context: Same as kvm_gpc_is_active().
+ * Return: The guest physical address that @gpc was activated with, INVALID_GPA
+ *	   if @gpc was activated by userspace address or is not active.
  */
 gpa_t kvm_gpc_gpa(const struct gfn_to_pfn_cache *gpc);
 
 /**
- * kvm_gpc_hva() - tell where an area without a guest physical address is
+ * kvm_gpc_hva() - get the userspace address of an area
  * @gpc: the cache of the area
  *
- * Context: As for kvm_gpc_is_active().
- * Return: The userspace address that @gpc was activated with, 0 if it was activated
- *	   with another kind of address or is not active.
+ * Context: Same as kvm_gpc_is_active().
+ * Return: The userspace address that @gpc was activated with, 0 if @gpc was
+ *	   activated by guest physical address or is not active.
  */
 unsigned long kvm_gpc_hva(const struct gfn_to_pfn_cache *gpc);
 
 /**
- * kvm_gpc_len() - tell how long an area is
+ * kvm_gpc_len() - get the length of an area
  * @gpc: the cache of the area
  *
- * Context: As for kvm_gpc_is_active(), or with @gpc locked.
- * Return: The length in bytes that @gpc was activated with, 0 if it is not active.
+ * Context: Same as kvm_gpc_is_active().  With @gpc locked, the result is
+ *	    stable.
+ * Return: The length in bytes that @gpc was activated with, 0 if @gpc is not
+ *	   active.
  */
 static inline unsigned long kvm_gpc_len(struct gfn_to_pfn_cache *gpc)
 {
@@ -163,66 +168,71 @@ static inline unsigned long kvm_gpc_len(struct gfn_to_pfn_cache *gpc)
 }
 
 /**
- * kvm_gpc_lock() - get at an area, wait for it if need be
+ * kvm_gpc_lock() - begin to use an area, map it if necessary
  * @gpc: the cache of the area
  *
- * Keep the area mapped where it is until kvm_gpc_unlock(), for the caller to
- * read and write.  The area is shared with the guest, with userspace and with
- * other tasks that hold @gpc at the same time, which all may write to it.
+ * Keep the area mapped at the returned address until kvm_gpc_unlock().  The
+ * caller may read and write the area.  The lock excludes invalidations only:
+ * the guest, userspace and other callers that have @gpc locked may write to the
+ * area concurrently.
  *
- * Invalidations of the area, e.g. by MMU notifiers, spin until the caller is done,
- * so hold @gpc for a short time.  It is fine to kvm_gpc_trylock() another cache
- * meanwhile, which is to be unlocked first, but not more than one.  Interrupts do
- * not count.
+ * Invalidations of the area, e.g. by MMU notifiers, spin until the caller
+ * unlocks @gpc, so keep it locked for a short time only.  The caller may
+ * kvm_gpc_trylock() one more cache meanwhile, which must be unlocked first.
+ * Each level of interrupts may use two caches as well.
  *
- * Context: May sleep, must be called by a task that uses the VM's mm.  Returns with
- *	    preemption disabled if successful, on PREEMPT_RT, too.
+ * Context: May sleep.  Must be called by a task that uses the VM's mm.
+ *	    Disables preemption if successful, on PREEMPT_RT as well.
  * Return: The kernel address of the area's first byte, or else an ERR_PTR() of:
  *	   -ENXIO: @gpc is not active,
  *	   -ENOENT: a page of the area has no memslot, or a read-only one,
  *	   -EFAULT: a page of the area cannot be faulted in for writing,
  *	   -EHWPOISON: a page of the area has a hardware error,
- *	   -EINTR: a signal is pending, in KVM_RUN any, else a fatal one,
+ *	   -EINTR: a signal is pending, in KVM_RUN any signal, else a fatal one,
  *	   -ENOMEM: the area's pages cannot be mapped,
- *	   -EOPNOTSUPP: the area's pages cannot be mapped together, as only some
- *	   have a struct page, or as they are scattered and their memory types
- *	   differ,
+ *	   -EOPNOTSUPP: the area's pages cannot be mapped together, because only
+ *	   some of them have a struct page, or because they are scattered and
+ *	   their memory types differ,
  *	   -EIO: the caller has a bug, it does not use the VM's mm.
  */
 void *kvm_gpc_lock(struct gfn_to_pfn_cache *gpc);
 
 /**
- * kvm_gpc_trylock() - get at an area if that is possible at once
+ * kvm_gpc_trylock() - begin to use an area if it is mapped
  * @gpc: the cache of the area
  *
- * Like kvm_gpc_lock(), for those who cannot sleep.
+ * Like kvm_gpc_lock(), for callers that cannot sleep.
  *
- * Context: Any, hard irq on PREEMPT_RT included.  Returns with preemption disabled
- *	    if successful.
+ * Context: Any, including hard irq on PREEMPT_RT.  Disables preemption if
+ *	    successful.
  * Return: The kernel address of the area's first byte, or else an ERR_PTR() of:
  *	   -ENXIO: @gpc is not active,
- *	   -EWOULDBLOCK: kvm_gpc_lock() might succeed, from where it can sleep.
+ *	   -EWOULDBLOCK: the area is unmapped, kvm_gpc_lock() may be able to map
+ *	   it.
  */
 void *kvm_gpc_trylock(struct gfn_to_pfn_cache *gpc);
 
 /**
  * kvm_gpc_unlock() - end the use of an area
- * @gpc: the cache of the area, the latest to be locked if there are two
+ * @gpc: the cache of the area, of two locked caches the one that was locked
+ *	 last
  *
- * For those who did not write to the area, and for areas whose changes dirty
- * logging leaves out.
+ * For callers that did not write to the area, and for areas whose changes need
+ * not be recorded by dirty logging.
  *
- * Context: The context of kvm_gpc_lock() or kvm_gpc_trylock().
+ * Context: Same as the preceding kvm_gpc_lock() or kvm_gpc_trylock().
  */
 void kvm_gpc_unlock(struct gfn_to_pfn_cache *gpc);
 
 /**
  * kvm_gpc_unlock_dirty() - end the use of an area that was written to
- * @gpc: the cache of the area, the latest to be locked if there are two
+ * @gpc: the cache of the area, of two locked caches the one that was locked
+ *	 last
  *
- * Mark the area dirty in its memslot, for dirty logging, then unlock @gpc.
+ * Mark the area's pages dirty in their memslots, for dirty logging, then unlock
+ * @gpc.
  *
- * Context: The context of kvm_gpc_lock() or kvm_gpc_trylock().
+ * Context: Same as the preceding kvm_gpc_lock() or kvm_gpc_trylock().
  */
 void kvm_gpc_unlock_dirty(struct gfn_to_pfn_cache *gpc);
 

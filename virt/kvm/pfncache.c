@@ -15,15 +15,15 @@
  * A cache (struct gfn_to_pfn_cache) is bound to an area of guest memory (struct
  * gpc_area).  The area is in one of three states:
  *
- *  - unbound: its memslots are not known.  New areas are, and so are areas by
- *    guest physical address again when one of their memslots changes.
- *  - bound: it has a range in kvm->gpc_tree for each memslot that it lies in, so
- *    that invalidations find it by userspace address.
- *  - mapped: gpc->khva points to it.  Readers read nothing else.
+ *  - unbound: its memslots are unknown.  A new area is unbound, and an area by
+ *    guest physical address is unbound again when one of its memslots changes.
+ *  - bound: it has a range in kvm->gpc_tree for each memslot that it lies in,
+ *    so that invalidations find it by userspace address.
+ *  - mapped: gpc->khva points to it.  Readers check gpc->khva only.
  *
  * A refresh binds and maps an area.  An invalidation, i.e. an MMU notifier, a
  * change of memslots or the replacement of the area, clears gpc->khva and waits
- * for readers.  Documentation/virt/kvm/gpc.rst has the two side by side.
+ * for readers.  Documentation/virt/kvm/gpc.rst shows both side by side.
  *
  * Locks, in this order:
  *
@@ -31,8 +31,8 @@
  *    May be held for as long as userspace takes to provide a page.
  *  - kvm->srcu: held by a refresh from the lookup of memslots until the area is
  *    mapped.
- *  - kvm->gpc_lock: protects the tree, the ranges of all areas, their states and
- *    the invalidations under way.  Invalidations spin for readers under it.
+ *  - kvm->gpc_lock: protects the tree, the ranges of all areas, their states
+ *    and the invalidations under way.  Invalidations spin for readers under it.
  *
  * Readers take no lock.
  */
@@ -48,7 +48,7 @@
 #include "kvm_mm.h"
 #include "pfncache_map.h"
 
-/* Pages of an area that follow one another for userspace, in one memslot. */
+/* Pages of an area that are contiguous for userspace, in one memslot. */
 struct gpc_range {
 	struct interval_tree_node node;
 	struct gpc_area *area;
@@ -71,12 +71,12 @@ struct gpc_area {
 	unsigned int len;
 	unsigned int nr_pages;
 
-	/* The mapping of the pages, NULL if they are in the direct map or unmapped. */
+	/* The mapping, NULL if the pages are in the direct map or unmapped. */
 	struct gpc_map *map;
 
 	/* The members from here on are written under kvm->gpc_lock. */
 
-	/* The ranges are up to date: cleared when a memslot of theirs changes. */
+	/* The ranges are up to date.  Cleared when a memslot changes. */
 	bool bound;
 	/* An invalidation has begun since the pages were looked up. */
 	bool stale;
@@ -159,12 +159,13 @@ static int gpc_bind(struct gpc_area *area)
  * Readers
  * =======
  *
- * Each CPU has a stack of the caches that are in use on it.  Only the CPU itself
- * writes to its stack, so that readers do not slow each other down.  A reader
- * never waits, so that hard irqs can be readers on PREEMPT_RT, too.  Preemption is
- * disabled while a cache is in use, i.e. the reader stays on its CPU.  A reader in
- * an interrupt pushes on top of the interrupted reader, wherever that one is, and
- * pops before the interrupt returns.
+ * Each CPU has a stack of the caches that are in use on it.  Only the CPU
+ * itself writes to its stack, so that readers do not slow each other down.  A
+ * reader never waits, so that hard irqs can be readers on PREEMPT_RT, too.
+ * Preemption is disabled while a cache is in use, i.e. the reader stays on its
+ * CPU.  A reader in an interrupt pushes on top of the interrupted reader, at
+ * whichever instruction that was interrupted, and pops before the interrupt
+ * returns.
  *
  *	reader				invalidation
  *
@@ -176,22 +177,22 @@ static int gpc_bind(struct gpc_area *area)
  *	held[nr] = NULL, nr--	(C)			cpu_relax()
  *							(D)
  *
- * A and B: at least one side sees the store of the other.  Either the reader finds
- * gpc->khva cleared, or the invalidation waits.
+ * A and B: at least one side sees the store of the other.  Either the reader
+ * finds gpc->khva cleared, or the invalidation waits.
  *
- * C matches D, release and acquire: the accesses of the reader are complete when the
- * invalidation goes on.  The invalidation may read a later reader's store instead of
- * the reader's own, so each store to the stack is a release.
+ * C matches D, release and acquire: the accesses of the reader are complete
+ * when the invalidation continues.  It may read a later reader's store instead
+ * of the reader's own, so each store to the stack is a release.
  *
- * A refresh sets gpc->khva after the members that go with it (E), and a reader reads
- * those after gpc->khva (F), release and acquire.
+ * E matches F, release and acquire: a refresh sets gpc->khva after the members
+ * that go with it, and a reader reads these members after gpc->khva.
  */
 
-/* Two for tasks, two for softirqs and two for hard irqs. */
+/* Two each for tasks, softirqs and hard irqs. */
 #define GPC_HELD_MAX	6
 
 struct gpc_readers {
-	/* The caches in use are 1 to nr, the latest last; the others are NULL. */
+	/* Entries 1 to nr are the caches in use, the others are NULL. */
 	struct gfn_to_pfn_cache *held[GPC_HELD_MAX + 1];
 	unsigned long nr;
 };
@@ -202,8 +203,9 @@ static DEFINE_PER_CPU_ALIGNED(struct gpc_readers, gpc_readers);
 static struct lock_class_key gpc_lockdep_key;
 
 /*
- * Held by readers, which never wait for it, and acquired by invalidations, which wait
- * for readers.  A reader must not acquire a lock that sleeps on PREEMPT_RT.
+ * Held by readers, which never wait for it, and acquired by invalidations,
+ * which wait for readers.  A reader must not acquire a lock that sleeps on
+ * PREEMPT_RT.
  */
 static struct lockdep_map gpc_lockdep_map = {
 	.name = "kvm_gpc",
@@ -217,7 +219,7 @@ static __always_inline void gpc_push(struct gpc_readers *readers, struct gfn_to_
 {
 	unsigned long nr = readers->nr + 1;
 
-	/* In this order: an interrupt in between uses what is above. */
+	/* In this order, as an interrupt in between pushes above nr. */
 	smp_store_release(&readers->nr, nr);		/* C, matches D */
 	smp_store_release(&readers->held[nr], gpc);	/* C, matches D */
 }
@@ -259,7 +261,7 @@ static __always_inline void gpc_leave(struct gfn_to_pfn_cache *gpc)
 {
 	struct gpc_readers *readers = this_cpu_ptr(&gpc_readers);
 
-	/* The latest first. */
+	/* Caches are unlocked in reverse order. */
 	if (WARN_ON_ONCE(readers->held[readers->nr] != gpc))
 		return;
 
@@ -270,8 +272,8 @@ static __always_inline void gpc_leave(struct gfn_to_pfn_cache *gpc)
 }
 
 /*
- * Wait for the readers of @gpc, whose khva has been cleared.  A CPU that isn't online
- * any more can still have an interrupt.
+ * Wait for the readers of @gpc, whose khva has been cleared.  A CPU that isn't
+ * online any more can still have an interrupt.
  */
 static void gpc_wait_for_readers(struct gfn_to_pfn_cache *gpc)
 {
@@ -286,7 +288,7 @@ static void gpc_wait_for_readers(struct gfn_to_pfn_cache *gpc)
 		struct gpc_readers *readers = per_cpu_ptr(&gpc_readers, cpu);
 		unsigned long i;
 
-		/* Most CPUs use no cache at all. */
+		/* nr is zero on most CPUs. */
 		for (i = smp_load_acquire(&readers->nr); i; i--) {	/* D, matches C */
 			while (smp_load_acquire(&readers->held[i]) == gpc)	/* D, matches C */
 				cpu_relax();
@@ -300,9 +302,9 @@ static void gpc_wait_for_readers(struct gfn_to_pfn_cache *gpc)
  */
 
 /*
- * Unmap what invalidations have left behind: in a work item, as an MMU notifier
- * may not be allowed to sleep, and before a refresh maps anything outside the direct
- * map, so that the list stays short.
+ * Remove the mappings of invalidated areas: in a work item, as an MMU notifier
+ * may not be allowed to sleep, and before a refresh maps an area outside the
+ * direct map, so that the list stays short.
  */
 static void gpc_unmap_stale(struct kvm *kvm)
 {
@@ -318,9 +320,10 @@ static void gpc_unmap_stale_fn(struct work_struct *work)
 }
 
 /*
- * Keep further readers from @area, wait for those that it has, and have its mapping
- * taken down.  The pages may soon be anything, so a mapping does not stay until the
- * next refresh, which userspace may never cause.
+ * Keep new readers from using @area, wait for current readers, and have the
+ * mapping removed.  The pages may soon be reused for another purpose, so don't
+ * leave the mapping in place until the next refresh, which userspace may never
+ * cause.
  */
 static void gpc_invalidate(struct gpc_area *area)
 {
@@ -354,9 +357,9 @@ static void gpc_invalidate_ranges(struct kvm *kvm, unsigned long first, unsigned
 }
 
 /*
- * MMU notifier 'invalidate_range_start' hook: the pages from @start to @end are about
- * to go away.  No area is mapped there until kvm_gpc_invalidate_end() has been called
- * with the same range.
+ * MMU notifier 'invalidate_range_start' hook: the pages from @start to @end are
+ * about to be unmapped.  No area is mapped there until kvm_gpc_invalidate_end()
+ * has been called with the same range.
  */
 void kvm_gpc_invalidate_start(struct kvm *kvm, unsigned long start, unsigned long end)
 {
@@ -408,12 +411,12 @@ void kvm_gpc_invalidate_end(struct kvm *kvm, unsigned long start, unsigned long 
 	if (wq_has_sleeper(&kvm->gpc_invalidations.wait))
 		wake_up_all(&kvm->gpc_invalidations.wait);
 
-	/* The pages may be there now, and their users may wait for them. */
+	/* The pages may be present now, and users of the area may need them. */
 	if (retry)
 		kvm_arch_gpc_retry(kvm);
 }
 
-/* The mm goes away, and all of its pages for good. */
+/* The mm is being destroyed, i.e. all of its pages are about to be freed. */
 void kvm_gpc_invalidate_all(struct kvm *kvm)
 {
 	guard(spinlock)(&kvm->gpc_lock);
@@ -422,10 +425,11 @@ void kvm_gpc_invalidate_all(struct kvm *kvm)
 }
 
 /*
- * @slot, which isn't among the active memslots any more, is about to go away.
+ * @slot, which isn't among the active memslots any more, is about to be freed.
  *
- * A refresh that has begun with the old memslots is over, as it holds kvm->srcu.
- * One that has begun later, but found its area still bound to @slot, begins anew.
+ * A refresh that began with the old memslots has finished, as it holds
+ * kvm->srcu.  A refresh that began later, but found its area still bound to
+ * @slot, starts over.
  */
 void kvm_gpc_invalidate_memslot(struct kvm *kvm, struct kvm_memory_slot *slot)
 {
@@ -445,7 +449,7 @@ void kvm_gpc_invalidate_memslot(struct kvm *kvm, struct kvm_memory_slot *slot)
 	}
 }
 
-/* When this returns, @area has no readers, and invalidations do not find it. */
+/* Afterwards, @area has no readers, and invalidations do not find it. */
 static void gpc_retire(struct gpc_area *area)
 {
 	gpc_invalidate(area);
@@ -458,9 +462,10 @@ static void gpc_retire(struct gpc_area *area)
  */
 
 /*
- * Userspace pauses a vCPU by a signal, so in KVM_RUN any signal ends the wait for
- * a page, as it does for a page fault of the guest.  No other ioctl fails because
- * of a signal that isn't fatal, as userspace doesn't expect that.
+ * Userspace pauses a vCPU by a signal, so any signal ends the wait for a page
+ * in KVM_RUN, as it does for a page fault of the guest.  In other ioctls, only
+ * a fatal signal does, as userspace doesn't expect them to fail because of
+ * other signals.
  */
 static unsigned int gpc_wait_state(void)
 {
@@ -520,11 +525,12 @@ static int gpc_try_begin_lookup(struct gpc_area *area)
 }
 
 /*
- * Once this returns, each invalidation of the area sets area->stale, as the area is
- * in the tree, and those that had begun before are over.
+ * Once this returns, each invalidation of the area sets area->stale, as the
+ * area is in the tree, and invalidations that began earlier have ended.
  *
- * kvm->srcu is held during the wait.  That is no deadlock, as an invalidation that is
- * under way doesn't wait for changes of memslots, which wait for kvm->srcu.
+ * kvm->srcu is held during the wait.  This can't deadlock, as an invalidation
+ * that is under way doesn't wait for changes of memslots, which wait for
+ * kvm->srcu.
  */
 static int gpc_begin_lookup(struct gpc_area *area)
 {
@@ -575,8 +581,9 @@ static int gpc_lookup_range(const struct gpc_range *range, kvm_pfn_t *pfn, struc
 }
 
 /*
- * Look up the area's pages.  Return the address of the first one, and in @map how it is
- * mapped.  References to the pages are held, on error to some of them.
+ * Look up the area's pages.  Return the address of the first page, and in @map
+ * the mapping, if any.  References to the pages are held, on error to some of
+ * them.
  */
 static void *gpc_lookup_and_map(const struct gpc_area *area, kvm_pfn_t *pfn,
 				struct page **page, struct gpc_map **map)
@@ -604,8 +611,8 @@ static void *gpc_lookup_and_map(const struct gpc_area *area, kvm_pfn_t *pfn,
 }
 
 /*
- * Let readers use @area, unless it was invalidated since its pages were looked up.
- * If it replaces another area, that one has no readers any more.
+ * Let readers use @area, unless it was invalidated since its pages were looked
+ * up.  An area that it replaces has no readers any more.
  */
 static int gpc_publish(struct gpc_area *area, struct page **page, void *addr,
 		       struct gpc_map *map)
@@ -622,11 +629,12 @@ static int gpc_publish(struct gpc_area *area, struct page **page, void *addr,
 		return -EAGAIN;
 
 	/*
-	 * KVM writes to the pages without the MMU setting any dirty bit, so mark them
-	 * dirty.  The area isn't stale, i.e. the pages are still mapped by userspace.
-	 * Before a page becomes clean, it is write-protected or unmapped, for which
-	 * the notifier takes gpc_lock, so the filesystem finds it dirty then.  Marked
-	 * any later, the page could be dirty without its filesystem having been told.
+	 * KVM writes to the pages without the MMU setting any dirty bit, so
+	 * mark them dirty.  The area isn't stale, i.e. the pages are still
+	 * mapped by userspace.  Before a page becomes clean, it is
+	 * write-protected or unmapped, for which the notifier takes gpc_lock,
+	 * so the filesystem finds it dirty then.  If it were marked later, it
+	 * could be dirty when the filesystem doesn't expect it.
 	 */
 	for (i = 0; i < area->nr_pages; i++) {
 		if (page[i])
@@ -644,14 +652,14 @@ static int gpc_publish(struct gpc_area *area, struct page **page, void *addr,
 	area->map = map;
 	smp_store_release(&gpc->khva, addr + offset);	/* E, matches F */
 
-	/* Other users of the area may have given up. */
+	/* Other users of the area may have failed to lock the cache. */
 	if (area->failed)
 		kvm_arch_gpc_retry(gpc->kvm);
 	area->failed = false;
 	return 0;
 }
 
-/* Publish an area that is being activated, and free the one that it replaces. */
+/* Publish an area that is being activated, and free the old area. */
 static int gpc_publish_new(struct gpc_area *area, struct page **page, void *addr,
 			   struct gpc_map *map)
 {
@@ -673,9 +681,10 @@ static int gpc_publish_new(struct gpc_area *area, struct page **page, void *addr
 }
 
 /*
- * If an invalidation has begun since the lookup, userspace may have provided the pages,
- * so begin anew.  Users try again when a later invalidation ends, which finds
- * area->failed, and when another refresh succeeds.
+ * If an invalidation has begun since the lookup, userspace may have provided
+ * the pages, so start over.  Otherwise, users try again when a later
+ * invalidation ends, which finds area->failed set, and when another refresh
+ * succeeds.
  */
 static int gpc_refresh_failed(struct gpc_area *area, int error)
 {
@@ -691,7 +700,7 @@ static int gpc_refresh_failed(struct gpc_area *area, int error)
 	return error;
 }
 
-/* Look the area up, map and publish it.  Return -EAGAIN if it was invalidated meanwhile. */
+/* Look up, map and publish the area.  Return -EAGAIN if it was invalidated. */
 static int gpc_try_refresh(struct gpc_area *area)
 {
 	bool is_new = area != READ_ONCE(area->gpc->area);
@@ -709,9 +718,10 @@ static int gpc_try_refresh(struct gpc_area *area)
 	addr = gpc_lookup_and_map(area, pfn, page, &map);
 
 	/*
-	 * Put the references to the pages, which can then be migrated, swapped out etc.
-	 * MMU notifiers invalidate the area, and an area that was invalidated isn't
-	 * published.  The publication of a new area may wait for another refresh.
+	 * Put the references to the pages, which can then be migrated, swapped
+	 * out etc.  MMU notifiers invalidate the area, and an area that was
+	 * invalidated isn't published.  Publishing a new area may have to wait
+	 * for another refresh.
 	 */
 	for (i = 0; i < area->nr_pages; i++)
 		kvm_release_page_clean(page[i]);
@@ -719,7 +729,7 @@ static int gpc_try_refresh(struct gpc_area *area)
 	if (IS_ERR(addr))
 		return gpc_refresh_failed(area, PTR_ERR(addr));
 
-	/* Once published, a new area may be freed by the cache's next activation. */
+	/* Once published, a new area may be freed by another activation. */
 	ret = is_new ? gpc_publish_new(area, page, addr, map) :
 		       gpc_publish(area, page, addr, map);
 	if (ret && map)
@@ -736,7 +746,7 @@ static int gpc_refresh_area(struct gpc_area *area)
 	if (WARN_ON_ONCE(current->mm != area->gpc->kvm->mm))
 		return -EIO;
 
-	/* From the lookup of memslots until the area is mapped. */
+	/* Until the area is mapped, memslots must not be freed. */
 	guard(srcu)(&area->gpc->kvm->srcu);
 
 	while ((ret = gpc_try_refresh(area)) == -EAGAIN) {
@@ -819,7 +829,7 @@ static noinline void *__kvm_gpc_lock(struct gfn_to_pfn_cache *gpc)
 		if (khva)
 			return khva;
 
-		/* The area was invalidated again. */
+		/* The area has been invalidated again. */
 	} while (!gpc_signal_pending());
 
 	return ERR_PTR(-EINTR);
@@ -859,8 +869,8 @@ static noinline void gpc_mark_range_dirty(struct kvm *kvm, const struct gpc_rang
 }
 
 /*
- * The memslots and their dirty bitmaps are still there, though they may not be active
- * any more, as kvm_gpc_invalidate_memslot() waits for readers.
+ * The memslots and their dirty bitmaps still exist, though they may not be
+ * active any more, as kvm_gpc_invalidate_memslot() waits for readers.
  */
 void kvm_gpc_unlock_dirty(struct gfn_to_pfn_cache *gpc)
 {
@@ -914,8 +924,8 @@ int kvm_gpc_activate_hva(struct gfn_to_pfn_cache *gpc, unsigned long uhva, unsig
 	unsigned long untagged = untagged_addr(uhva);
 
 	/*
-	 * MMU notifiers and memslots know untagged addresses only, so an area with
-	 * a tagged one would never be invalidated.
+	 * MMU notifiers and memslots use untagged addresses, so an area with a
+	 * tagged address would never be invalidated.
 	 */
 	if (uhva != untagged || !access_ok((void __user *)uhva, len))
 		return -EINVAL;
@@ -952,7 +962,7 @@ void kvm_gpc_init_vm(struct kvm *kvm)
 	INIT_WORK(&kvm->gpc_unmap_work, gpc_unmap_stale_fn);
 }
 
-/* No cache is active any more. */
+/* All caches are inactive. */
 void kvm_gpc_destroy_vm(struct kvm *kvm)
 {
 	flush_work(&kvm->gpc_unmap_work);

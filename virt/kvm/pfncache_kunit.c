@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * KUnit tests of KVM's gfn-to-pfn cache: what include/linux/kvm_gpc.h promises,
- * case by case, each error of each function among them.  Userspace cannot tell
- * these errors apart, nor make all of them happen.  And of how page frames are
- * mapped, pfncache_map.c, by pages of the kernel's own.
+ * KUnit tests of KVM's gfn-to-pfn cache: the contract that
+ * include/linux/kvm_gpc.h documents, including each error of each function.
+ * Userspace can neither distinguish these errors nor cause all of them.  The
+ * second suite tests pfncache_map.c, i.e. how page frames are mapped, with
+ * pages of the kernel.
  *
- * Included by pfncache.c.  There is no VM, only as much of a struct kvm as the
- * cache looks at.  Its memory are two memslots of two pages each, one after the
- * other for the guest, but the other way round and apart from each other for
+ * Included by pfncache.c.  There is no VM, only a struct kvm with the members
+ * that the cache reads.  It has two memslots of two pages each, which are
+ * contiguous in guest memory, but are in reverse order and not contiguous in
  * userspace.
  */
 #include <kunit/test.h>
@@ -29,15 +30,17 @@
 #define GPC_GPA		gfn_to_gpa(GPC_GFN)
 #define GPC_PAGES	2
 #define GPC_LEN		64
-/* Where the other memslot begins, and where there is none. */
+/* The start of the second memslot, and an address without a memslot. */
 #define GPC_GFN2	(GPC_GFN + GPC_PAGES)
 #define GPC_GPA2	gfn_to_gpa(GPC_GFN2)
 #define GPC_NO_GPA	gfn_to_gpa(GPC_GFN2 + GPC_PAGES)
-/* Every other page is left out if they are to be scattered. */
+/* Scattered frames are every other page. */
 #define GPC_MAP_TEST_LEN	(2 * GPC_MAP_MAX * PAGE_SIZE)
-/* A hundred times the instructions that it takes to lock and unlock a cache. */
+/* A hundred times the instructions that locking and unlocking a cache takes. */
 #define GPC_TEST_INTERRUPTS	5000
-/* So many looks at a cache take longer than an invalidation takes to get to it. */
+/*
+ * This many reads of a cache take longer than an invalidation takes to start.
+ */
 #define GPC_TEST_MAX_DELAY	4096
 #define GPC_TEST_LINES		24
 #define GPC_TEST_COLD		SZ_1M
@@ -172,7 +175,7 @@ static int gpc_test_trylock_error(struct gfn_to_pfn_cache *gpc)
 	return 0;
 }
 
-/* As if the task was killed, for a moment. */
+/* Simulate a fatal signal for the current task. */
 static void gpc_test_set_killed(bool killed)
 {
 	struct sighand_struct *sighand = unrcu_pointer(current->sighand);
@@ -188,7 +191,7 @@ static void gpc_test_set_killed(bool killed)
 	spin_unlock_irq(&sighand->siglock);
 }
 
-/* Whether a task would have to wait for the cache to be mapped: a killed one does not. */
+/* Whether a refresh has to wait: with a fatal signal pending, it fails then. */
 static bool gpc_test_has_to_wait(struct gfn_to_pfn_cache *gpc)
 {
 	int error;
@@ -201,8 +204,8 @@ static bool gpc_test_has_to_wait(struct gfn_to_pfn_cache *gpc)
 }
 
 /*
- * kvm->srcu is not held: it does not matter for a VM without users, and a test
- * ends in another task than it began in.
+ * kvm->srcu isn't held: the VM has no other users, and a test ends in another
+ * task than it began in.
  */
 static int gpc_test_init(struct kunit *test)
 {
@@ -261,7 +264,10 @@ static void gpc_test_activate(struct kunit *test)
 	KUNIT_ASSERT_EQ(test, kvm_gpc_activate(&t->gpc, GPC_GPA, GPC_LEN), 0);
 }
 
-/* The cache has an area at @gpa, which the caller can write and userspace read. */
+/*
+ * The area at @gpa is mapped: the caller can write it and userspace read it,
+ * and vice versa.
+ */
 static void gpc_test_expect_area(struct kunit *test, struct gfn_to_pfn_cache *gpc, gpa_t gpa)
 {
 	struct gpc_test *t = test->priv;
@@ -295,7 +301,7 @@ static void gpc_test_shared_with_userspace(struct kunit *test)
 	gpc_test_activate(test);
 	gpc_test_expect_area(test, &t->gpc, GPC_GPA);
 
-	/* Elsewhere in the page, in the other page, and at no alignment at all. */
+	/* Another offset, another page, and an unaligned address. */
 	KUNIT_ASSERT_EQ(test, kvm_gpc_activate(&t->gpc, GPC_GPA + GPC_LEN, GPC_LEN), 0);
 	gpc_test_expect_area(test, &t->gpc, GPC_GPA + GPC_LEN);
 	KUNIT_ASSERT_EQ(test, kvm_gpc_activate(&t->gpc, last, GPC_LEN), 0);
@@ -330,7 +336,7 @@ static void gpc_test_where_it_is(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, kvm_gpc_gpa(&t->gpc), INVALID_GPA);
 	KUNIT_EXPECT_EQ(test, kvm_gpc_hva(&t->gpc), 0);
 
-	/* Once more does no harm. */
+	/* Deactivating an inactive cache does nothing. */
 	kvm_gpc_deactivate(&t->gpc);
 	KUNIT_EXPECT_FALSE(test, kvm_gpc_is_active(&t->gpc));
 }
@@ -415,7 +421,7 @@ static void gpc_test_readonly_memory(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, kvm_gpc_activate_hva(&t->gpc, uaddr, GPC_LEN), -EFAULT);
 }
 
-/* Memory that is mapped no more, and an address where none ever was. */
+/* Memory that has been unmapped, and an address that was never mapped. */
 static void gpc_test_no_memory(struct kunit *test)
 {
 	struct gpc_test *t = test->priv;
@@ -446,7 +452,7 @@ static void gpc_test_poison(struct kunit *test)
 	gpc_test_expect_area(test, &t->gpc, GPC_GPA);
 }
 
-/* An area across two pages that do not follow one another in memory. */
+/* An area across two pages whose frames aren't contiguous. */
 static gpa_t gpc_test_scattered_area(struct kunit *test)
 {
 	struct gpc_test *t = test->priv;
@@ -457,7 +463,7 @@ static gpa_t gpc_test_scattered_area(struct kunit *test)
 	void *p;
 	int i;
 
-	/* Every other page first. */
+	/* Touch every other page first. */
 	for (i = 0; i < ARRAY_SIZE(uaddr); i++)
 		KUNIT_ASSERT_EQ(test, put_user(0, (u8 __user *)uaddr[i]), 0);
 
@@ -484,7 +490,7 @@ static void gpc_test_map_fails(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, kvm_gpc_activate(&t->gpc2, gpa, GPC_LEN), -ENOMEM);
 	KUNIT_EXPECT_FALSE(test, kvm_gpc_is_active(&t->gpc2));
 
-	/* The cache keeps what it has. */
+	/* The cache stays bound to its area. */
 	KUNIT_EXPECT_EQ(test, kvm_gpc_activate(&t->gpc, gpa, GPC_LEN), -ENOMEM);
 	KUNIT_EXPECT_EQ(test, gpc_test_trylock_error(&t->gpc), 0);
 	kunit_deactivate_static_stub(test, gpc_map);
@@ -492,7 +498,7 @@ static void gpc_test_map_fails(struct kunit *test)
 	gpc_test_expect_area(test, &t->gpc, GPC_GPA);
 }
 
-/* Pages that nobody has touched have to be faulted in, which a dying task does not. */
+/* Untouched pages have to be faulted in, which a fatal signal prevents. */
 static void gpc_test_fatal_signal(struct kunit *test)
 {
 	struct gpc_test *t = test->priv;
@@ -514,7 +520,7 @@ static void gpc_test_fatal_signal(struct kunit *test)
 	gpc_test_expect_area(test, &t->gpc, GPC_GPA);
 }
 
-/* Nor does it wait for an invalidation to end. */
+/* A fatal signal ends the wait for an invalidation as well. */
 static void gpc_test_fatal_signal_wait(struct kunit *test)
 {
 	struct gpc_test *t = test->priv;
@@ -523,7 +529,10 @@ static void gpc_test_fatal_signal_wait(struct kunit *test)
 	gpc_test_activate(test);
 	gpc_test_expect_area(test, &t->gpc, GPC_GPA);
 
-	/* The invalidation ends after a while, for the test to fail rather than hang. */
+	/*
+	 * End the invalidation after a while, so that the test fails instead of
+	 * hanging.
+	 */
 	gpc_test_invalidate_start(t, 0);
 	schedule_delayed_work(&t->invalidate_end, HZ);
 
@@ -537,7 +546,7 @@ static void gpc_test_fatal_signal_wait(struct kunit *test)
 	gpc_test_expect_area(test, &t->gpc, GPC_GPA);
 }
 
-/* A refresh waits for what invalidates its own area, and for nothing else. */
+/* A refresh waits for invalidations that overlap its own area only. */
 static void gpc_test_wait_for_own(struct kunit *test)
 {
 	struct gpc_test *t = test->priv;
@@ -554,7 +563,7 @@ static void gpc_test_wait_for_own(struct kunit *test)
 	KUNIT_EXPECT_FALSE(test, gpc_test_has_to_wait(&t->gpc));
 	KUNIT_EXPECT_TRUE(test, gpc_test_has_to_wait(&t->gpc2));
 
-	/* Of two of the same range, one is left. */
+	/* Of two invalidations of the same range, one is left. */
 	gpc_test_invalidate_end(t, 1);
 	KUNIT_EXPECT_TRUE(test, gpc_test_has_to_wait(&t->gpc2));
 	gpc_test_invalidate_end(t, 1);
@@ -562,8 +571,8 @@ static void gpc_test_wait_for_own(struct kunit *test)
 }
 
 /*
- * Invalidations that begin with the same page, or end with it, are told apart by both
- * ends: the one that ends is not taken for the other.
+ * Invalidations that have only their first or only their last page in common
+ * are told apart: the end of one isn't mistaken for the end of the other.
  */
 static void gpc_test_expect_told_apart(struct kunit *test, bool long_first, int page)
 {
@@ -609,7 +618,7 @@ static void gpc_test_told_apart(struct kunit *test)
 	}
 }
 
-/* It wakes up when that is over. */
+/* A waiting refresh is woken when the invalidation ends. */
 static int gpc_test_locker(void *data)
 {
 	struct gpc_test *t = data;
@@ -636,7 +645,7 @@ static void gpc_test_wakes_up(struct kunit *test)
 	       !completion_done(&t->locker_done))
 		schedule_timeout_uninterruptible(1);
 
-	/* Not for something else. */
+	/* Another invalidation doesn't wake it. */
 	gpc_test_invalidate_start(t, 1);
 	gpc_test_invalidate_end(t, 1);
 	KUNIT_EXPECT_FALSE(test, wait_for_completion_timeout(&t->locker_done, HZ / 20));
@@ -646,7 +655,7 @@ static void gpc_test_wakes_up(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, t->locker_error, 0);
 }
 
-/* As many as there is room for: each holds up its own area only. */
+/* As many invalidations as there is room for: each delays its own area only. */
 static void gpc_test_many_invalidations(struct kunit *test)
 {
 	struct gpc_test *t = test->priv;
@@ -670,7 +679,7 @@ static void gpc_test_many_invalidations(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, t->kvm->gpc_invalidations.nr_anywhere, 0);
 }
 
-/* More than there is room for: none is missed, and each of them ends. */
+/* More invalidations than there is room for: all are counted, and all end. */
 static void gpc_test_no_room(struct kunit *test)
 {
 	struct gpc_test *t = test->priv;
@@ -695,7 +704,7 @@ static void gpc_test_no_room(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, t->kvm->gpc_invalidations.nr_anywhere, 0);
 }
 
-/* What gpc_lookup_range() does while it is redirected to @stub. */
+/* Call the real gpc_lookup_range() while it is redirected to @stub. */
 static int gpc_lookup_unstubbed(const struct gpc_range *range, kvm_pfn_t *pfn,
 				struct page **page, typeof(gpc_lookup_range) *stub)
 {
@@ -708,7 +717,7 @@ static int gpc_lookup_unstubbed(const struct gpc_range *range, kvm_pfn_t *pfn,
 	return ret;
 }
 
-/* What was invalidated while it was looked up is looked up again. */
+/* Pages that are invalidated during the lookup are looked up again. */
 static int gpc_lookup_too_late(const struct gpc_range *range, kvm_pfn_t *pfn, struct page **page)
 {
 	struct gpc_test *t = kunit_get_current_test()->priv;
@@ -736,7 +745,7 @@ static void gpc_test_retry(struct kunit *test)
 	gpc_test_expect_area(test, &t->gpc, GPC_GPA);
 }
 
-/* While a new area is looked up, the old one is refreshed as ever. */
+/* While a new area is looked up, the old area is refreshed as usual. */
 static int gpc_lookup_and_lock(const struct gpc_range *range, kvm_pfn_t *pfn, struct page **page)
 {
 	struct gpc_test *t = kunit_get_current_test()->priv;
@@ -750,7 +759,10 @@ static int gpc_lookup_and_lock(const struct gpc_range *range, kvm_pfn_t *pfn, st
 	return gpc_lookup_unstubbed(range, pfn, page, gpc_lookup_and_lock);
 }
 
-/* Activate the second page's area, with @lookup for its page and for that of another area. */
+/*
+ * Activate an area in the second page, with @lookup called for its page and for
+ * the page of another area.
+ */
 static void gpc_test_during_activation(struct kunit *test,
 				       typeof(gpc_lookup_range) *lookup)
 {
@@ -772,7 +784,10 @@ static void gpc_test_refresh_during_activation(struct kunit *test)
 	gpc_test_during_activation(test, gpc_lookup_and_lock);
 }
 
-/* Who activates a cache waits for nobody who does so, too: the last one to map wins. */
+/*
+ * Concurrent activations don't wait for each other: the last one to map its
+ * area determines the area.
+ */
 static int gpc_lookup_and_activate(const struct gpc_range *range, kvm_pfn_t *pfn,
 				   struct page **page)
 {
@@ -799,7 +814,7 @@ static void gpc_test_trylock_stale(struct kunit *test)
 	gpc_test_expect_area(test, &t->gpc, GPC_GPA);
 }
 
-/* What a cache that is not touched by an invalidation has, it keeps. */
+/* An invalidation elsewhere leaves the cache mapped. */
 static void gpc_test_invalidate_elsewhere(struct kunit *test)
 {
 	struct gpc_test *t = test->priv;
@@ -814,7 +829,7 @@ static void gpc_test_invalidate_elsewhere(struct kunit *test)
 	kvm_gpc_unlock(&t->gpc);
 }
 
-/* Nor does it lose it to a change of another memslot. */
+/* A change of another memslot leaves the cache mapped. */
 static void gpc_test_memslot_elsewhere(struct kunit *test)
 {
 	struct gpc_test *t = test->priv;
@@ -830,7 +845,7 @@ static void gpc_test_memslot_elsewhere(struct kunit *test)
 	gpc_test_invalidate_memslot(t, &t->slot2);
 	KUNIT_EXPECT_EQ(test, gpc_test_trylock_error(&t->gpc), 0);
 
-	/* An area by HVA has no memslot to lose. */
+	/* An area by HVA has no memslot. */
 	KUNIT_ASSERT_EQ(test, kvm_gpc_activate_hva(&t->gpc2, t->uaddr, GPC_LEN), 0);
 	gpc_test_set_memslot(t, true);
 	error = gpc_test_trylock_error(&t->gpc2);
@@ -838,7 +853,10 @@ static void gpc_test_memslot_elsewhere(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, gpc_test_trylock_error(&t->gpc), -EWOULDBLOCK);
 }
 
-/* On error, an active cache has the area that it had, and an idle one none. */
+/*
+ * On error, an active cache keeps its area, and an inactive cache stays
+ * inactive.
+ */
 static void gpc_test_all_or_nothing(struct kunit *test)
 {
 	struct gpc_test *t = test->priv;
@@ -869,7 +887,9 @@ static char __user *gpc_test_uptr(struct gpc_test *t, gpa_t gpa)
 						t->uaddr2 + (gpa - GPC_GPA2));
 }
 
-/* Each byte of the area is userspace's byte of the same guest physical address. */
+/*
+ * Each byte of the area is userspace's byte of the same guest physical address.
+ */
 static void gpc_test_expect_bytes(struct kunit *test, gpa_t gpa, unsigned long len)
 {
 	struct gpc_test *t = test->priv;
@@ -911,7 +931,7 @@ static void gpc_test_several_pages(struct kunit *test)
 							       lens[i]), 0);
 			gpc_test_expect_bytes(test, GPC_GPA + offsets[j], lens[i]);
 
-			/* Once more, without a fault. */
+			/* Again, without a fault. */
 			gpc_test_invalidate(t);
 			gpc_test_expect_bytes(test, GPC_GPA + offsets[j], lens[i]);
 		}
@@ -922,14 +942,17 @@ static void gpc_test_several_pages(struct kunit *test)
 	gpc_test_expect_bytes(test, GPC_GPA + PAGE_SIZE - 1, PAGE_SIZE);
 }
 
-/* Each page of an area takes it away as a whole, by whatever goes with the page. */
+/* An invalidation of any page or memslot of an area unmaps the whole area. */
 static void gpc_test_several_pages_invalidated(struct kunit *test)
 {
 	struct gpc_test *t = test->priv;
 	unsigned long end = t->uaddr2 + PAGE_SIZE;
 	gpa_t gpa = GPC_GPA + PAGE_SIZE - 1;
 
-	/* The second page of the first memslot, the first of the second. */
+	/*
+	 * The second page of the first memslot, the first page of the second
+	 * memslot.
+	 */
 	KUNIT_ASSERT_EQ(test, kvm_gpc_activate(&t->gpc, gpa, PAGE_SIZE + 2), 0);
 
 	gpc_test_invalidate_start(t, 1);
@@ -942,12 +965,12 @@ static void gpc_test_several_pages_invalidated(struct kunit *test)
 	kvm_gpc_invalidate_end(t->kvm, t->uaddr2, end);
 	gpc_test_expect_bytes(test, gpa, PAGE_SIZE + 2);
 
-	/* What lies between them, or is behind the second, is not its. */
+	/* The pages between and behind the memslots aren't part of the area. */
 	kvm_gpc_invalidate_start(t->kvm, end, t->uaddr);
 	KUNIT_EXPECT_EQ(test, gpc_test_trylock_error(&t->gpc), 0);
 	kvm_gpc_invalidate_end(t->kvm, end, t->uaddr);
 
-	/* Either memslot goes, or cannot be written to. */
+	/* Either memslot is deleted, or becomes read-only. */
 	gpc_test_set_memslots(t, true, false);
 	gpc_test_invalidate_memslot(t, &t->slot2);
 	KUNIT_EXPECT_EQ(test, gpc_test_trylock_error(&t->gpc), -EWOULDBLOCK);
@@ -965,7 +988,7 @@ static void gpc_test_several_pages_invalidated(struct kunit *test)
 	gpc_test_expect_bytes(test, gpa, PAGE_SIZE + 2);
 }
 
-/* On another CPU, if there is one. */
+/* Read the cache on another CPU, if there is one. */
 static int gpc_test_use(void *data)
 {
 	struct gpc_test *t = data;
@@ -986,7 +1009,7 @@ static int gpc_test_use(void *data)
 	return 0;
 }
 
-/* It is in the middle of something soon after it has read. */
+/* Return soon after a read, i.e. while the reader is between two reads. */
 static int gpc_test_wait_for_read(struct gpc_test *t)
 {
 	ktime_t end = ktime_add_ms(ktime_get(), 10000);
@@ -1012,7 +1035,7 @@ static void *gpc_test_area_addr(struct kunit *test)
 	return p;
 }
 
-/* An invalidated area is unmapped though no refresh follows. */
+/* An invalidated area is unmapped even if no refresh follows. */
 static void gpc_test_unmapped_without_refresh(struct kunit *test)
 {
 	struct gpc_test *t = test->priv;
@@ -1028,7 +1051,9 @@ static void gpc_test_unmapped_without_refresh(struct kunit *test)
 	KUNIT_EXPECT_TRUE(test, kvm_gpc_is_active(&t->gpc));
 }
 
-/* Whether nothing is mapped at @addr any more, at the latest after a while. */
+/*
+ * Wait until @addr is unmapped.  Return false if it is still mapped after 10s.
+ */
 static bool gpc_test_is_unmapped(void *addr)
 {
 	unsigned long end = jiffies + 10 * HZ;
@@ -1042,7 +1067,7 @@ static bool gpc_test_is_unmapped(void *addr)
 	return true;
 }
 
-/* Of an area that a cache leaves, no mapping is left. */
+/* No mapping is left of an area that the cache isn't bound to any more. */
 static void gpc_test_unmaps_old_area(struct kunit *test)
 {
 	struct gpc_test *t = test->priv;
@@ -1067,7 +1092,7 @@ static int gpc_test_move(struct gpc_test *t)
 	return kvm_gpc_activate(&t->gpc, away ? GPC_GPA : t->scattered, GPC_LEN);
 }
 
-/* A mapping goes away only when nobody uses it: the reader, who does, would oops. */
+/* A mapping is removed only when it has no reader, which would oops. */
 static void gpc_test_unmap_under_reader(struct kunit *test)
 {
 	unsigned int cpu = cpumask_any_but(cpu_online_mask, raw_smp_processor_id());
@@ -1094,13 +1119,15 @@ static void gpc_test_unmap_under_reader(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, error, 0);
 }
 
-/* A reader of two caches, interrupted by another of the same ones. */
+/*
+ * A reader of two caches is interrupted by another reader of the same caches.
+ */
 static void gpc_test_nested_irq(struct irq_work *work)
 {
 	struct gpc_test *t = container_of(work, struct gpc_test, irq_work);
 	void *p, *p2;
 
-	/* In the other order, too. */
+	/* In reverse order. */
 	p2 = kvm_gpc_trylock(&t->gpc2);
 	p = kvm_gpc_trylock(&t->gpc);
 	if (!IS_ERR(p))
@@ -1110,7 +1137,7 @@ static void gpc_test_nested_irq(struct irq_work *work)
 
 	t->irq_context = in_hardirq();
 	t->irq_khva = p;
-	/* Last of what gpc_test_nested() waits for. */
+	/* The last store that gpc_test_nested() waits for. */
 	smp_store_release(&t->irq_khva2, p2);
 }
 
@@ -1145,7 +1172,7 @@ static void gpc_test_nested(struct kunit *test)
 	KUNIT_EXPECT_PTR_EQ(test, t->irq_khva2, p2);
 }
 
-/* An interrupt that uses a cache of its own, anywhere in what it interrupts. */
+/* An interrupt that uses another cache, at any instruction. */
 static enum hrtimer_restart gpc_test_timer_fn(struct hrtimer *timer)
 {
 	struct gpc_test *t = container_of(timer, struct gpc_test, timer);
@@ -1158,8 +1185,8 @@ static enum hrtimer_restart gpc_test_timer_fn(struct hrtimer *timer)
 }
 
 /*
- * With t->gpc locked: whether an invalidation can tell.  If not, mend it, as to unlock it
- * would leave preemption disabled.
+ * With t->gpc locked: whether an invalidation finds the reader.  If not, repair
+ * the stack, as unlocking would leave preemption disabled otherwise.
  */
 static bool gpc_test_is_held(struct gpc_test *t)
 {
@@ -1172,7 +1199,7 @@ static bool gpc_test_is_held(struct gpc_test *t)
 	return false;
 }
 
-/* Each interrupt comes in between two other instructions of a lock or an unlock. */
+/* Each interrupt arrives at another instruction of locking or unlocking. */
 static void gpc_test_interrupted(struct kunit *test)
 {
 	struct gpc_test *t = test->priv;
@@ -1216,7 +1243,9 @@ static bool gpc_test_wait_for_invalidation(struct gpc_test *t)
 	return true;
 }
 
-/* An invalidation waits for the readers of what it invalidates, for no others. */
+/*
+ * An invalidation waits for the readers of its own caches, and for no others.
+ */
 static void gpc_test_invalidate_fn(struct work_struct *work)
 {
 	struct gpc_test *t = container_of(work, struct gpc_test, invalidate);
@@ -1230,8 +1259,8 @@ static void gpc_test_invalidate_fn(struct work_struct *work)
 }
 
 /*
- * With t->gpc locked: whether its page's invalidation, on another CPU, gets as far as to
- * clear khva, and no further.
+ * With t->gpc locked: whether the invalidation of its page, on another CPU,
+ * clears khva and then waits.
  */
 static bool gpc_test_does_invalidation_wait(struct gpc_test *t)
 {
@@ -1280,7 +1309,7 @@ static void gpc_test_invalidation_waits(struct kunit *test)
 	gpc_test_expect_invalidated(test);
 }
 
-/* The reader holds another cache as well, that was locked @before this one or after it. */
+/* The reader has another cache locked as well, @before this one or after it. */
 static void gpc_test_expect_nested_waits(struct kunit *test, bool before)
 {
 	struct gpc_test *t = test->priv;
@@ -1322,8 +1351,9 @@ static void gpc_test_invalidation_waits_nested(struct kunit *test)
 }
 
 /*
- * A reader that has locked the cache keeps it until the invalidation has begun, and then
- * long enough for an invalidation that does not wait to be over.
+ * Once it has locked the cache, the reader keeps it locked until the
+ * invalidation has begun, and then for long enough that an invalidation that
+ * doesn't wait is over.
  */
 static bool gpc_test_read(struct gpc_test *t)
 {
@@ -1341,8 +1371,8 @@ static bool gpc_test_read(struct gpc_test *t)
 }
 
 /*
- * Until @word is @val, or the thread is to stop.  Without cpu_relax() at first: a
- * hypervisor may take it as an occasion to do something else, and @val be seen late.
+ * Spin until @word is @val, or the thread is to stop.  Don't call cpu_relax()
+ * at first, as a hypervisor may exit then, and @val would be seen late.
  */
 static bool gpc_test_spin_until(unsigned int *word, unsigned int val)
 {
@@ -1367,8 +1397,8 @@ static void gpc_test_announce(unsigned int *word, unsigned int val)
 }
 
 /*
- * Have what is written next be seen late by the other CPU: it comes after writes to memory
- * that is in no cache.
+ * Delay the visibility of the next store to the other CPU, by stores to memory
+ * that isn't in its cache.
  */
 static __always_inline void gpc_test_write_cold(struct gpc_test *t, unsigned long *where)
 {
@@ -1382,8 +1412,8 @@ static __always_inline void gpc_test_write_cold(struct gpc_test *t, unsigned lon
 }
 
 /*
- * The earlier one of the two waits a little longer the next time, so that they go on to
- * meet, whatever each takes.
+ * Delay the side that was early a little longer in the next round, so that both
+ * sides keep meeting.
  */
 static void gpc_test_read_early_or_late(struct gpc_test *t)
 {
@@ -1431,7 +1461,10 @@ static int gpc_test_invalidate_round(struct gpc_test *t)
 	return 0;
 }
 
-/* Both begin at the same time: the reader has nothing to use, or the other one waits. */
+/*
+ * Both begin concurrently: either the reader finds the area unmapped, or the
+ * invalidation waits.
+ */
 static void gpc_test_reader_meets_invalidation(struct kunit *test)
 {
 	struct gpc_test *t = test->priv;
@@ -1463,7 +1496,7 @@ static void gpc_test_reader_meets_invalidation(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, t->reads_of_gone, 0);
 }
 
-/* Only those who say that they wrote to an area make it dirty. */
+/* Only kvm_gpc_unlock_dirty() marks an area dirty. */
 static void gpc_test_dirty(struct kunit *test)
 {
 	struct gpc_test *t = test->priv;
@@ -1481,7 +1514,10 @@ static void gpc_test_dirty(struct kunit *test)
 	kvm_gpc_unlock_dirty(&t->gpc);
 	KUNIT_EXPECT_EQ(test, *bitmap, BIT(1));
 
-	/* Of an area in several memslots, each page in its own. */
+	/*
+	 * Of an area in several memslots, each page is marked in its own
+	 * memslot.
+	 */
 	*bitmap = 0;
 	t->slot2.flags = KVM_MEM_LOG_DIRTY_PAGES;
 	t->slot2.dirty_bitmap = &t->dirty_bitmap2;
@@ -1491,7 +1527,7 @@ static void gpc_test_dirty(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, *bitmap, BIT(1));
 	KUNIT_EXPECT_EQ(test, t->dirty_bitmap2, BIT(0) | BIT(1));
 
-	/* There is no memslot to be dirty. */
+	/* There is no memslot to mark. */
 	*bitmap = 0;
 	KUNIT_ASSERT_EQ(test, kvm_gpc_activate_hva(&t->gpc, t->uaddr, GPC_LEN), 0);
 	KUNIT_ASSERT_FALSE(test, IS_ERR(kvm_gpc_lock(&t->gpc)));
@@ -1547,23 +1583,30 @@ static struct kunit_suite gpc_test_suite = {
 };
 
 /*
- * The physical address of memory without a struct page, for tests to write to, e.g.
- * 0x80000000 with mem=2G, if there is more.  With mem=2047M, which is not a whole
- * number of sections, there is memory before it that has struct pages and is not RAM.
+ * The physical address of memory without a struct page that tests may
+ * overwrite, e.g. 0x80000000 with mem=2G, if there is more memory.  With
+ * mem=2047M, which isn't a multiple of the section size, there is memory below
+ * it that has struct pages and isn't RAM.
  */
 static unsigned long gpc_test_memory;
 module_param(gpc_test_memory, ulong, 0444);
 
 struct gpc_map_test {
-	/* One after the other, or every other one, if they are to be scattered. */
+	/*
+	 * Contiguous frames, or every other frame if they are to be scattered.
+	 */
 	kvm_pfn_t pfn[GPC_MAP_MAX];
-	/* Of those that have one, unless a test shall know no more than their number. */
+	/*
+	 * Their struct pages, NULL if the test passes the frame's number only.
+	 */
 	struct page *page[GPC_MAP_MAX];
 	/* Another address of each. */
 	u8 *addr[GPC_MAP_MAX];
 	struct page *pages;
 	void *memory;
-	/* Where the frames are mapped, and NULL if in the direct map. */
+	/*
+	 * Where the frames are mapped, and NULL if they are in the direct map.
+	 */
 	u8 *khva;
 	struct gpc_map *map;
 };
@@ -1598,7 +1641,7 @@ static void gpc_map_test_use_pages(struct kunit *test, bool scattered)
 		m->page[i] = pfn_to_page(m->pfn[i]);
 }
 
-/* Every other one is RAM that userspace has mapped as if it were a device's. */
+/* Every other frame is RAM that userspace has mapped like a device's memory. */
 static void gpc_map_test_use_numbers(struct kunit *test, bool scattered)
 {
 	struct gpc_map_test *m = test->priv;
@@ -1628,7 +1671,7 @@ static void gpc_map_test_use_bare(struct kunit *test, bool scattered)
 	gpc_map_test_use_memory(test, gpc_test_memory, scattered);
 }
 
-/* Memory that has struct pages, but is not in the direct map. */
+/* Memory that has struct pages, but isn't in the direct map. */
 static void gpc_map_test_use_hole(struct kunit *test, bool scattered)
 {
 	unsigned long pfn = PHYS_PFN(gpc_test_memory - GPC_MAP_TEST_LEN);
@@ -1642,7 +1685,7 @@ static void gpc_map_test_use_hole(struct kunit *test, bool scattered)
 	gpc_map_test_use_memory(test, PFN_PHYS(pfn), scattered);
 }
 
-/* What is written by way of the mapping is in the frames, and the other way round. */
+/* A write to the mapping is visible in the frames, and vice versa. */
 static void gpc_map_test_expect_alias(struct kunit *test, unsigned int nr)
 {
 	struct gpc_map_test *m = test->priv;
@@ -1675,7 +1718,7 @@ static void gpc_map_test_expect_alias(struct kunit *test, unsigned int nr)
 	KUNIT_EXPECT_EQ(test, i, nr * PAGE_SIZE);
 }
 
-/* Map the first @nr frames as a refresh does.  Return how, or an error. */
+/* Map the first @nr frames like a refresh does.  Return how, or an error. */
 static int gpc_map_test_map(struct gpc_map_test *m, unsigned int nr)
 {
 	struct gpc_map *map;
@@ -1700,7 +1743,7 @@ static void gpc_map_test_unmap(struct gpc_map_test *m)
 	m->map = NULL;
 }
 
-/* One frame alone is neither scattered nor contiguous. */
+/* A single frame is neither scattered nor contiguous. */
 static void gpc_map_test_each_nr(struct kunit *test, int one, int several)
 {
 	struct gpc_map_test *m = test->priv;
@@ -1764,7 +1807,9 @@ static void gpc_map_test_scattered_hole(struct kunit *test)
 	gpc_map_test_each_nr(test, GPC_MAP_TEST_MEMREMAP, GPC_MAP_TEST_VMAP);
 }
 
-/* Pages in a row, in any other order than that of their frames, and one twice. */
+/*
+ * Contiguous pages in another order than their frames, and the same page twice.
+ */
 static void gpc_map_test_order(struct kunit *test)
 {
 	struct gpc_map_test *m = test->priv;
@@ -1785,8 +1830,8 @@ static void gpc_map_test_order(struct kunit *test)
 }
 
 /*
- * The local APIC's page is memory without a struct page that each machine has and
- * that nobody minds to be mapped, as long as nobody touches it.
+ * The local APIC's page is memory without a struct page that exists on every
+ * machine, and that may be mapped as long as the mapping isn't used.
  */
 static kvm_pfn_t gpc_map_test_bare_pfn(struct kunit *test)
 {

@@ -2,23 +2,24 @@
 /*
  * From page frames to one kernel address, and back.
  *
- * This file knows nothing of caches, VMs or locks.  The caller owns the struct
- * gpc_map that it got from gpc_map() until it calls gpc_unmap(), when no reader
- * may use the address any more.  No reference to a page is taken or kept.
- * gpc_map() and gpc_unmap() may sleep, gpc_direct_address() doesn't.
+ * This file is independent of caches, VMs and locks.  The caller owns the
+ * struct gpc_map that gpc_map() returns until it calls gpc_unmap(), when no
+ * reader may use the address any more.  No reference to a page is taken or
+ * kept.  gpc_map() and gpc_unmap() may sleep, gpc_direct_address() doesn't.
  *
  * How frames are mapped depends on what they are:
  *
- *  - pages of RAM that follow one another are in the direct map already, which
- *    costs nothing;
- *  - other memory that does, e.g. a device's or what the kernel was told to leave
- *    alone, is mapped by memremap().  It is not in the direct map even where it has
- *    struct pages, as all of a section has that has RAM somewhere;
- *  - all other frames with a struct page are mapped by vmap(), those without one by
- *    vmap_pfn().
+ *  - contiguous pages of RAM are in the direct map already, which costs
+ *    nothing;
+ *  - other contiguous memory, e.g. a device's memory or memory that is reserved
+ *    by a kernel parameter, is mapped by memremap().  It isn't in the direct
+ *    map, not even if it has struct pages because its section contains RAM
+ *    elsewhere;
+ *  - scattered frames are mapped by vmap() if they have a struct page, and by
+ *    vmap_pfn() if they don't.
  *
- * Frames with and without a struct page cannot be mapped together: vmap() wants one
- * for all of them, vmap_pfn() for none.
+ * Frames with and without a struct page cannot be mapped together, as vmap()
+ * requires a struct page for all frames, and vmap_pfn() for none.
  */
 
 #include <kunit/static_stub.h>
@@ -60,7 +61,7 @@ static void *gpc_vmap_pfn(const kvm_pfn_t *pfn, unsigned int nr, pgprot_t prot)
 	return vmap_pfn(frames, nr, prot);
 }
 
-/* With the memory type that userspace's mapping has. */
+/* Use the memory type of userspace's mapping. */
 static void *gpc_vmap_by_type(const kvm_pfn_t *pfn, unsigned int nr, bool has_pages)
 {
 	pgprot_t prot = PAGE_KERNEL;
@@ -85,10 +86,10 @@ static void *gpc_vmap_by_type(const kvm_pfn_t *pfn, unsigned int nr, bool has_pa
 /**
  * gpc_direct_address() - find page frames in the direct map
  * @pfn: the frames
- * @page: their struct pages, NULL for those of which the caller knows none
+ * @page: their struct pages, NULL if unknown to the caller
  * @nr: their number, from 1 to GPC_MAP_MAX
  *
- * Return: The address of the first frame if all of them follow one another in the
+ * Return: The address of the first frame if the frames are contiguous in the
  *	   direct map, or else NULL.
  */
 void *gpc_direct_address(const kvm_pfn_t *pfn, struct page *const *page, unsigned int nr)
@@ -105,16 +106,16 @@ void *gpc_direct_address(const kvm_pfn_t *pfn, struct page *const *page, unsigne
 }
 
 /**
- * gpc_map() - map page frames that aren't together in the direct map
+ * gpc_map() - map page frames that aren't contiguous in the direct map
  * @pfn: the frames, of memory that userspace has mapped
- * @page: their struct pages, NULL for those of which the caller knows none
+ * @page: their struct pages, NULL if unknown to the caller
  * @nr: their number, from 1 to GPC_MAP_MAX
  *
- * Return: What gpc_unmap() is to be called with, or else an ERR_PTR() of:
+ * Return: The mapping, to be passed to gpc_unmap(), or else an ERR_PTR() of:
  *	   -ENOMEM: the frames cannot be mapped,
- *	   -EOPNOTSUPP: there is no way to map such frames together: only some of
- *	   them have a struct page, or they are scattered and their memory types
- *	   differ.
+ *	   -EOPNOTSUPP: the frames cannot be mapped together, because only some
+ *	   of them have a struct page, or because they are scattered and their
+ *	   memory types differ.
  */
 struct gpc_map *gpc_map(const kvm_pfn_t *pfn, struct page *const *page, unsigned int nr)
 {
@@ -145,6 +146,7 @@ struct gpc_map *gpc_map(const kvm_pfn_t *pfn, struct page *const *page, unsigned
 	} else if (!nr_pages || nr_pages == nr) {
 		map->addr = gpc_vmap_by_type(pfn, nr, nr_pages);
 	} else {
+		/* vmap() and vmap_pfn() cannot be combined. */
 		map->addr = ERR_PTR(-EOPNOTSUPP);
 	}
 
@@ -160,7 +162,7 @@ struct gpc_map *gpc_map(const kvm_pfn_t *pfn, struct page *const *page, unsigned
 
 /**
  * gpc_unmap() - undo gpc_map()
- * @map: what gpc_map() returned
+ * @map: the return value of gpc_map()
  */
 void gpc_unmap(struct gpc_map *map)
 {

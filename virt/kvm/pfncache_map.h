@@ -6,12 +6,12 @@
 #include <linux/llist.h>
 #include <linux/mm_types.h>
 
-/* The most page frames that are mapped at once. */
+/* The maximum number of page frames of a mapping. */
 #define GPC_MAP_MAX	4
 
 /**
  * struct gpc_map - page frames mapped outside the direct map
- * @node: for a list of mappings that gpc_unmap() is to be called for
+ * @node: links mappings that are to be unmapped
  * @addr: the kernel address of the first frame
  * @is_memremapped: whether by memremap(), else by vmap() or vmap_pfn()
  */

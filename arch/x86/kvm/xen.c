@@ -5,8 +5,8 @@
  *
  * KVM Xen emulation: ioctls, configuration and hypercalls
  *
- * Inbound events are in xen_evtchn.c, timers in xen_timer.c, the areas that are shared
- * with the guest in xen_area.c, xen_runstate.c and xen_layout.h.
+ * Inbound events are in xen_evtchn.c, timers in xen_timer.c, the areas that are
+ * shared with the guest in xen_area.c, xen_runstate.c and xen_layout.h.
  */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
@@ -39,7 +39,7 @@ static bool kvm_xen_hcall_evtchn_send(struct kvm_vcpu *vcpu, u64 param, u64 *r);
 
 DEFINE_STATIC_KEY_DEFERRED_FALSE(kvm_xen_enabled, HZ);
 
-/* vCPUs look for events from now on, until the VM is destroyed. */
+/* vCPUs check for events from now on, until the VM is destroyed. */
 void kvm_xen_look_for_events(struct kvm *kvm)
 {
 	lockdep_assert_held(&kvm->arch.xen.xen_lock);
@@ -80,7 +80,7 @@ int kvm_xen_hvm_set_attr(struct kvm *kvm, struct kvm_xen_hvm_attr *data)
 			kvm->arch.xen.upcall_vector = data->u.vector;
 			mutex_unlock(&kvm->arch.xen.xen_lock);
 
-			/* Without a vector, vCPUs that sleep or enter the guest saw no events. */
+			/* vCPUs ignored events while there was no vector. */
 			kvm_for_each_vcpu(i, vcpu, kvm)
 				kvm_make_request_and_kick(KVM_REQ_UNBLOCK, vcpu);
 			r = 0;
@@ -210,10 +210,10 @@ int kvm_xen_vcpu_set_attr(struct kvm_vcpu *vcpu, struct kvm_xen_vcpu_attr *data)
 		else {
 			WRITE_ONCE(vcpu->arch.xen.upcall_vector, data->u.vector);
 			/*
-			 * As Xen does: the vCPU was not notified of events that are
-			 * pending already.  Inject the vector even if none is, as an
-			 * event that is being raised may have missed the vector and
-			 * not be pending yet.
+			 * As Xen does: the vCPU was not notified of events that
+			 * are pending already.  Inject the vector even if none
+			 * is, as an event that is being raised may have missed
+			 * the vector and not be pending yet.
 			 */
 			kvm_xen_inject_vcpu_vector(vcpu);
 			r = 0;
@@ -229,8 +229,8 @@ int kvm_xen_vcpu_set_attr(struct kvm_vcpu *vcpu, struct kvm_xen_vcpu_attr *data)
 }
 
 /*
- * Userspace that asks for vcpu_info's address is about to read vcpu_info, e.g. to
- * migrate the guest; let no event wait in the kernel for the vCPU to run.
+ * Userspace that asks for vcpu_info's address is about to read vcpu_info, e.g.
+ * to migrate the guest; let no event wait in the kernel for the vCPU to run.
  */
 int kvm_xen_vcpu_get_attr(struct kvm_vcpu *vcpu, struct kvm_xen_vcpu_attr *data)
 {
@@ -292,13 +292,19 @@ int kvm_xen_vcpu_get_attr(struct kvm_vcpu *vcpu, struct kvm_xen_vcpu_attr *data)
 	return r;
 }
 
-/* In KVM_RUN, any signal ends the wait, and the guest executes the instruction again. */
+/*
+ * In KVM_RUN, any signal ends the wait, and the guest executes the instruction
+ * again.
+ */
 static int kvm_xen_follow_mode(struct kvm_vcpu *vcpu, bool long_mode)
 {
 	struct kvm *kvm = vcpu->kvm;
 	int r;
 
-	/* Other vCPUs may change the mode over and over, a grace period each time. */
+	/*
+	 * Other vCPUs may change the mode over and over, a grace period each
+	 * time.
+	 */
 	if (vcpu->wants_to_run)
 		r = mutex_lock_interruptible(&kvm->arch.xen.xen_lock);
 	else
@@ -351,8 +357,8 @@ static u8 *kvm_xen_make_hypercall_page(struct kvm_vcpu *vcpu)
 }
 
 /*
- * Else the VMM has provided the hypercall pages with instructions of its own choosing,
- * so use those.
+ * Without hypercall intercept, the VMM provides the hypercall pages, with
+ * instructions of its own choosing.
  */
 static u8 *kvm_xen_read_hypercall_page(struct kvm *kvm, u32 page_num, bool lm)
 {
@@ -566,7 +572,7 @@ static bool kvm_xen_hcall_set_timer_op(struct kvm_vcpu *vcpu, uint64_t timeout,
 	return true;
 }
 
-/* Return false if the hypercall's arguments cannot be those of this kernel's guests. */
+/* Return false for a 64-bit hypercall on a 32-bit host. */
 static bool kvm_xen_read_hypercall(struct kvm_vcpu *vcpu, bool longmode, u64 *input,
 				   u64 *params)
 {

@@ -5,16 +5,16 @@
  *
  * KVM Xen emulation: registration of the areas that are shared with the guest
  *
- * shared_info, and each vCPU's vcpu_info and time info: where they are, their clocks,
- * and the guest's mode, which decides on the layouts (xen_layout.h).  Areas are
- * registered, and the mode is changed, under kvm->arch.xen.xen_lock.
+ * shared_info, and each vCPU's vcpu_info and time info: where they are, their
+ * clocks, and the guest's mode, which decides on the layouts (xen_layout.h).
+ * Areas are registered, and the mode is changed, under kvm->arch.xen.xen_lock.
  *
  * A new area wants: its layout in both modes in xen_layout.h; a cache in struct
  * kvm_vcpu_xen, which kvm_xen_init_vcpu() and kvm_xen_destroy_vcpu() set up and
  * deactivate; its registration here, under xen_lock; if it has a clock,
- * kvm_xen_setup_guest_pvclock() and kvm_xen_get_guest_pvclock(); if its length depends
- * on the mode, a check of kvm_gpc_len() inside the read section, as runstate has it;
- * attributes in xen.c; api.rst; and a test in xen_area_test.
+ * kvm_xen_setup_guest_pvclock() and kvm_xen_get_guest_pvclock(); if its length
+ * depends on the mode, a check of kvm_gpc_len() inside the read section, as
+ * runstate has it; attributes in xen.c; api.rst; and a test in xen_area_test.
  */
 #include "x86.h"
 #include "xen.h"
@@ -23,8 +23,8 @@
 #include <linux/kvm_host.h>
 
 /*
- * Userspace gets to see two errors of an area: it cannot be where it is meant to
- * be, or is nowhere, and it cannot be reached.
+ * Errors of an area as userspace sees them: -EINVAL for a bad address, -EFAULT
+ * for memory that can't be mapped.
  */
 int kvm_xen_area_error(int r)
 {
@@ -41,7 +41,7 @@ int kvm_xen_area_error(int r)
 	}
 }
 
-/* Wait for the area to be in reach.  That may not last, so try again then. */
+/* Wait until the area is mapped.  It may be unmapped again by the return. */
 static int kvm_xen_wait_area(struct gfn_to_pfn_cache *gpc)
 {
 	void *khva = kvm_gpc_lock(gpc);
@@ -66,7 +66,7 @@ static bool kvm_xen_uses_default_vcpu_info(struct kvm_vcpu *vcpu)
 	return kvm_xen_vcpu_info(vcpu, &offset) == shinfo && kvm_gpc_is_active(shinfo);
 }
 
-/* Have the guest look at all of its ports. */
+/* Have the guest scan all of its ports. */
 static void kvm_xen_select_all(struct kvm_vcpu *vcpu)
 {
 	unsigned long *sels = vcpu->arch.xen.evtchn_pending_sel;
@@ -77,14 +77,14 @@ static void kvm_xen_select_all(struct kvm_vcpu *vcpu)
 	kvm_xen_wake_vcpu(vcpu);
 }
 
-/* The vCPU has another vcpu_info, or may have. */
+/* The vCPU may have another vcpu_info: update its clock and deliver to it. */
 static void kvm_xen_vcpu_info_changed(struct kvm_vcpu *vcpu)
 {
 	kvm_make_request(KVM_REQ_CLOCK_UPDATE, vcpu);
 	kvm_xen_wake_vcpu(vcpu);
 }
 
-/* There is no going back while a vCPU has nothing but the default. */
+/* Reject clearing the flag while any vCPU uses its default vcpu_info. */
 int kvm_xen_use_default_vcpu_info(struct kvm *kvm, bool use)
 {
 	struct kvm_vcpu *vcpu;
@@ -107,7 +107,7 @@ int kvm_xen_use_default_vcpu_info(struct kvm *kvm, bool use)
 	return 0;
 }
 
-/* The default vcpu_info goes with the id: it does not change while it is in use. */
+/* The ID selects the default vcpu_info, so can't change while in use. */
 int kvm_xen_set_vcpu_id(struct kvm_vcpu *vcpu, u32 vcpu_id)
 {
 	unsigned int offset;
@@ -120,7 +120,7 @@ int kvm_xen_set_vcpu_id(struct kvm_vcpu *vcpu, u32 vcpu_id)
 	if (kvm_xen_uses_default_vcpu_info(vcpu))
 		return -EBUSY;
 
-	/* Selectors that are set in another default, the guest does not find. */
+	/* The guest doesn't find selectors that are set in the old default. */
 	if (kvm_xen_vcpu_info(vcpu, &offset) != &vcpu->arch.xen.vcpu_info_cache)
 		kvm_xen_select_all(vcpu);
 
@@ -131,7 +131,7 @@ int kvm_xen_set_vcpu_id(struct kvm_vcpu *vcpu, u32 vcpu_id)
 	return 0;
 }
 
-/* Where it is in the given word size; with shared_info locked. */
+/* Inside a read section of shared_info. */
 static void kvm_xen_put_wall_clock(void *khva, bool long_mode, u64 wall_nsec)
 {
 	struct pvclock_wall_clock *wc;
@@ -144,7 +144,7 @@ static void kvm_xen_put_wall_clock(void *khva, bool long_mode, u64 wall_nsec)
 	 */
 	wc = kvm_xen_wall_clock(khva, long_mode, &wc_sec_hi);
 
-	/* The guest reads again if the version is odd, or another one than before. */
+	/* The guest retries if the version is odd or has changed. */
 	wc_version = (wc->version + 1) | 1;
 	wc->version = wc_version;
 	/* The version before the time. */
@@ -159,7 +159,10 @@ static void kvm_xen_put_wall_clock(void *khva, bool long_mode, u64 wall_nsec)
 	wc->version = wc_version + 1;
 }
 
-/* If there is no shared_info, or userspace has just taken it away, leave it at that. */
+/*
+ * Do nothing if shared_info isn't mapped; the wall clock is written when it is
+ * activated.
+ */
 static void kvm_xen_write_wall_clock(struct kvm *kvm)
 {
 	struct gfn_to_pfn_cache *gpc = &kvm->arch.xen.shinfo_cache;
@@ -210,20 +213,20 @@ int kvm_xen_set_shared_info(struct kvm *kvm, struct kvm_xen_hvm_attr *data)
 	int r;
 
 	scoped_guard(mutex, &kvm->arch.xen.xen_lock) {
-		/* Before events have a place, so that none waits unseen. */
+		/* Before an event can be deferred to a vCPU. */
 		kvm_xen_look_for_events(kvm);
 		r = kvm_xen_area_error(kvm_xen_activate_shared_info(kvm, data));
 		if (!r)
 			kvm_xen_write_wall_clock(kvm);
 
-		/* No event of one kernel is for the next one's shared_info. */
+		/* Deferred events were for the old shared_info. */
 		if (!kvm_gpc_is_active(&kvm->arch.xen.shinfo_cache)) {
 			kvm_for_each_vcpu(i, vcpu, kvm)
 				kvm_xen_drop_deferred_events(vcpu);
 		}
 	}
 
-	/* Even if a vCPU does not sleep: it may have tried just before. */
+	/* Also a running vCPU, whose attempt may just have failed. */
 	kvm_for_each_vcpu(i, vcpu, kvm) {
 		if (kvm_xen_uses_default_vcpu_info(vcpu))
 			kvm_make_request(KVM_REQ_CLOCK_UPDATE, vcpu);
@@ -257,7 +260,10 @@ static int kvm_xen_activate_vcpu_info(struct kvm_vcpu *vcpu, struct kvm_xen_vcpu
 	return kvm_xen_area_error(r);
 }
 
-/* All but what is pending, which is others' to write: the vCPU does not run. */
+/*
+ * Copy everything but the pending fields, which event delivery may write
+ * concurrently.  The guest can't write, as the vCPU isn't running.
+ */
 static void kvm_xen_copy_vcpu_info(struct compat_vcpu_info *to,
 				   const struct compat_vcpu_info *from, bool long_mode)
 {
@@ -297,12 +303,11 @@ static int kvm_xen_write_vcpu_info(struct kvm_vcpu *vcpu, const struct compat_vc
 }
 
 /*
- * From its default place, the vCPU's vcpu_info moves to where it is registered.
+ * Move vcpu_info from its default place to where it is registered.
  *
- * Events go on to be delivered meanwhile, to one of the two places, and some of them
- * may be left in the old one.  But all of them have their bit in shared_info by then,
- * so the guest finds each if it looks at all ports, which is what Xen, too, makes it
- * do after a move.
+ * Events are delivered meanwhile, to either place, and selectors may be left in
+ * the old one.  But each event has its bit in shared_info by then, so the guest
+ * finds it when it scans all ports, which Xen has it do after a move, too.
  */
 static int kvm_xen_move_vcpu_info(struct kvm_vcpu *vcpu, struct kvm_xen_vcpu_attr *data)
 {
@@ -337,7 +342,7 @@ static void kvm_xen_reset_vcpu_info(struct kvm_vcpu *vcpu)
 	if (kvm_xen_vcpu_info(vcpu, &offset) == &vcpu->arch.xen.vcpu_info_cache)
 		return;
 
-	/* The guest may not have seen what was selected where its vcpu_info was. */
+	/* The guest may not have read the selectors in the old vcpu_info. */
 	kvm_xen_select_all(vcpu);
 	kvm_xen_inject_pending_events(vcpu);
 	kvm_xen_vcpu_info_changed(vcpu);
@@ -413,10 +418,10 @@ static int kvm_xen_read_pvclock(struct kvm_vcpu *vcpu,
 }
 
 /*
- * If both Xen PV clocks are active, arbitrarily try to use the compat clock first,
- * but also try to use the non-compat clock if the compat clock is unusable.  The
- * two PV clocks hold the same information, but it's possible one (or both) is stale
- * and/or currently unreachable.
+ * If both Xen PV clocks are active, arbitrarily try to use the compat clock
+ * first, but also try to use the non-compat clock if the compat clock is
+ * unusable.  The two PV clocks hold the same information, but it's possible one
+ * (or both) is stale and/or currently unreachable.
  */
 int kvm_xen_get_guest_pvclock(struct kvm_vcpu *vcpu,
 			      struct pvclock_vcpu_time_info *hv_clock)
@@ -426,7 +431,7 @@ int kvm_xen_get_guest_pvclock(struct kvm_vcpu *vcpu,
 	unsigned int offset;
 	int r = -EOPNOTSUPP;
 
-	/* The guest's clocks are of before KVM_SET_CLOCK until they are updated. */
+	/* Until the update, the clock may be of before KVM_SET_CLOCK. */
 	if (kvm_test_request(KVM_REQ_CLOCK_UPDATE, vcpu))
 		return -EAGAIN;
 
@@ -441,14 +446,16 @@ int kvm_xen_get_guest_pvclock(struct kvm_vcpu *vcpu,
 }
 
 /*
- * The guest changes its mode.  Only shared_info has to be mapped, for the wall clock,
- * which is written to where it is in the new mode.  Nothing else in the areas is
- * converted, as in Xen.  A runstate area grows when it is written next.
+ * The guest changes its mode.  Only shared_info has to be mapped, for the wall
+ * clock, which is written to where it is in the new mode.  Nothing else in the
+ * areas is converted, as in Xen.  A runstate area grows when it is written
+ * next.
  *
- * The mode is read inside a read section of an area that depends on it, i.e. with
- * preemption disabled, which RCU waits for: when this returns, the old mode isn't in
- * use any more.  Until then, events are delivered by either mode, and one by the old
- * mode may hit the wall clock, which in 32-bit mode is where a 64-bit guest has ports.
+ * The mode is read inside a read section of an area that depends on it, i.e.
+ * with preemption disabled, which RCU waits for: when this returns, the old
+ * mode isn't in use any more.  Until then, events are delivered by either mode,
+ * and one by the old mode may hit the wall clock, which in 32-bit mode is where
+ * a 64-bit guest has ports.
  */
 int kvm_xen_set_long_mode(struct kvm *kvm, bool long_mode)
 {

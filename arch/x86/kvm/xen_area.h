@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * KVM Xen emulation: what xen.c, xen_area.c, xen_evtchn.c, xen_runstate.c and xen_timer.c
- * have for each other, and for x86.c, which writes the clocks in the areas.
+ * KVM Xen emulation: what xen*.c share with each other, and with x86.c, which
+ * writes the clocks in the areas.
  */
 #ifndef __ARCH_X86_KVM_XEN_AREA_H__
 #define __ARCH_X86_KVM_XEN_AREA_H__
@@ -10,7 +10,7 @@
 
 #include "xen_layout.h"
 
-/* xen_area.c; the setters and kvm_xen_use_default_vcpu_info() under xen_lock. */
+/* xen_area.c; setters and kvm_xen_use_default_vcpu_info() under xen_lock. */
 int kvm_xen_area_error(int r);
 int kvm_xen_set_long_mode(struct kvm *kvm, bool long_mode);
 int kvm_xen_set_shared_info(struct kvm *kvm, struct kvm_xen_hvm_attr *data);
@@ -23,13 +23,14 @@ int kvm_xen_get_guest_pvclock(struct kvm_vcpu *vcpu,
 			      struct pvclock_vcpu_time_info *hv_clock);
 
 /*
- * Find the vCPU's vcpu_info: where it was registered or else, if userspace has asked
- * for that, in shared_info, which has 32 of them.  The cache need not be active.
+ * Find the vCPU's vcpu_info: where it was registered or else, if userspace has
+ * enabled that, in shared_info, which has 32 of them.  The cache need not be
+ * active.
  *
- * A sender looks here after it has set the port's bit, with a full barrier in between
- * (D).  Registration of vcpu_info has the guest look at all of its ports after that
- * (E), so it does not matter that the answer may be out of date: either the event
- * goes to the new place, or the guest finds the port.
+ * A sender sets the port's bit and then calls this, with a full barrier in
+ * between (D).  Registration activates the cache and then has the guest scan
+ * all of its ports (E).  So either the sender finds the new vcpu_info, or the
+ * guest finds the port, and the result may be out of date.
  */
 static inline struct gfn_to_pfn_cache *kvm_xen_vcpu_info(struct kvm_vcpu *vcpu,
 							 unsigned int *offset)

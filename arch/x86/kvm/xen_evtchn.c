@@ -5,17 +5,19 @@
  *
  * KVM Xen emulation: inbound events
  *
- * The whole way of an event: by irqfd, ioctl, hypercall or timer to its port in
- * shared_info and its selector in vcpu_info, and to the vCPU.  What finds an area
- * unmapped is deferred to the event's vCPU, which delivers it in KVM_RUN, or when
- * userspace reads its state; pollers (SCHEDOP_poll) deliver what waits for any vCPU.
+ * An event is raised by an irqfd, ioctl, hypercall or timer, which sets its
+ * port in shared_info and its selector in vcpu_info, and notifies the vCPU.  If
+ * an area isn't mapped, the event is deferred to its vCPU, which delivers it in
+ * KVM_RUN or when userspace reads its state; pollers (SCHEDOP_poll) deliver the
+ * deferred events of all vCPUs.
  *
- * kvm_xen_raise_port() and kvm_xen_defer_event() may be called in any context and
- * take no lock but deferred_lock; functions that wait for an area say so.
+ * kvm_xen_raise_port() and kvm_xen_defer_event() may be called in any context
+ * and take no lock but deferred_lock; functions that wait for an area have
+ * "wait" in their names or might_sleep().
  *
- * Barriers: A and B, attempts to deliver, see kvm_xen_wake_vcpu(); D and E, the move
- * of vcpu_info, see kvm_xen_vcpu_info(); F and G, an upcall and the local APIC, see
- * kvm_xen_sw_enable_lapic(); H and I, polling.
+ * Barriers: A and B, attempts to deliver, see kvm_xen_wake_vcpu(); D and E, the
+ * move of vcpu_info, see kvm_xen_vcpu_info(); F and G, an upcall and the local
+ * APIC, see kvm_xen_sw_enable_lapic(); H and I, polling.
  */
 #include "x86.h"
 #include "lapic.h"
@@ -29,20 +31,21 @@
 #include <xen/interface/sched.h>
 
 /*
- * What waits for an area waits with its vCPU: selectors for vcpu_info, events of
- * irqfds and timers for shared_info.  An attempt to deliver it may fail for as long
- * as userspace likes, so the vCPU does not try over and over, and a failed attempt
- * does not keep it from sleeping, until there is something new:
+ * Deferred selectors wait for vcpu_info, deferred events for shared_info.
+ * Delivery may fail for as long as userspace keeps the area unmapped, so the
+ * vCPU tries once and then sleeps, until there is another event or the area may
+ * have been mapped:
  *
  *	vCPU					other tasks and irqs
  *
  *	evtchn_retry = false			defer an event, or bring memory back
  *	smp_mb()			(A)	smp_mb()	(B)
- *	try to deliver what waits		evtchn_retry = true
+ *	try to deliver				evtchn_retry = true
  *						wake the vCPU
  *
- * Either the attempt sees the event and the memory, or evtchn_retry is true after it.
- * The same goes for upcall_retry and the vCPU's reading of vcpu_info.
+ * Either the attempt sees the event and the memory, or evtchn_retry is true
+ * after it.  The same goes for upcall_retry and the vCPU's reading of
+ * vcpu_info.
  */
 void kvm_xen_wake_vcpu(struct kvm_vcpu *vcpu)
 {
@@ -54,7 +57,7 @@ void kvm_xen_wake_vcpu(struct kvm_vcpu *vcpu)
 	kvm_vcpu_kick(vcpu);
 }
 
-/* Memory that an area may be in has changed: wake the vCPU if it has given up. */
+/* Memory of an area may have changed: wake the vCPU if it has given up. */
 void kvm_xen_retry_events(struct kvm_vcpu *vcpu)
 {
 	struct kvm_vcpu_xen *vx = &vcpu->arch.xen;
@@ -66,14 +69,14 @@ void kvm_xen_retry_events(struct kvm_vcpu *vcpu)
 		kvm_xen_wake_vcpu(vcpu);
 }
 
-/* In a vcpu_info whose memslot is back, an upcall may be pending. */
+/* An upcall may be pending in a vcpu_info whose memslot is back. */
 void kvm_xen_memslots_updated(struct kvm_vcpu *vcpu)
 {
 	if (READ_ONCE(vcpu->kvm->arch.xen.upcall_vector))
 		kvm_xen_wake_vcpu(vcpu);
 }
 
-/* May be out of date: kvm_xen_raise_port() checks the port inside a read section. */
+/* Only a hint: kvm_xen_raise_port() checks inside a read section. */
 u32 kvm_xen_nr_ports(struct kvm *kvm)
 {
 	return kvm_xen_nr_ports_in(kvm_xen_long_mode(kvm));
@@ -87,12 +90,12 @@ static void kvm_xen_inject_vector(struct kvm_vcpu *v, u8 vector)
 		.level = 1,
 	};
 
-	/* Go to the vCPU's local APIC directly, as its ID may not be in the map. */
+	/* Directly to the vCPU's local APIC, whose ID may not be in the map. */
 	if (lapic_in_kernel(v))
 		kvm_apic_set_irq(v, &irq, NULL);
 }
 
-/* Userspace can change the vCPU's upcall vector at any time, so read it once. */
+/* Read the vector once, as userspace can change it at any time. */
 void kvm_xen_inject_vcpu_vector(struct kvm_vcpu *v)
 {
 	u8 vector = READ_ONCE(v->arch.xen.upcall_vector);
@@ -153,7 +156,7 @@ static enum kvm_xen_raised kvm_xen_set_sel(struct vcpu_info *vi, u32 port, bool 
 	return KVM_XEN_SELECTED;
 }
 
-/* Inside a read section of shared_info, which the vCPU's vcpu_info may be in. */
+/* Inside a read section of shared_info, which may contain vcpu_info. */
 static enum kvm_xen_raised kvm_xen_select_port(struct kvm_vcpu *vcpu, void *shinfo, u32 port,
 					       bool long_mode)
 {
@@ -179,8 +182,8 @@ static enum kvm_xen_raised kvm_xen_select_port(struct kvm_vcpu *vcpu, void *shin
 }
 
 /*
- * Set the port's bit in shared_info, and its selector.  A masked port is pending, too,
- * for when the guest unmasks it, and pollers ignore the mask.
+ * Set the port's bit in shared_info, and its selector.  A masked port is
+ * pending, too, for when the guest unmasks it, and pollers ignore the mask.
  */
 static enum kvm_xen_raised kvm_xen_set_port(struct kvm_vcpu *vcpu, void *shinfo, u32 port)
 {
@@ -200,8 +203,8 @@ static enum kvm_xen_raised kvm_xen_set_port(struct kvm_vcpu *vcpu, void *shinfo,
 }
 
 /*
- * Raise an event: set the port's bit and its selector, and notify pollers and the vCPU.
- * Does not sleep.
+ * Raise an event: set the port's bit and its selector, and notify pollers and
+ * the vCPU.  Does not sleep.
  *
  * Return -EWOULDBLOCK if shared_info isn't mapped, -EINVAL if there is no such
  * port, -ENOTCONN if it is masked, 0 if it was pending already, or else 1.
@@ -245,8 +248,8 @@ int kvm_xen_raise_port(struct kvm_vcpu *vcpu, u32 port)
 }
 
 /*
- * Keep an event until the vCPU can raise it.  Does not sleep.  Return false if there
- * is no shared_info: no event of one kernel is for the next one's, so
+ * Keep an event until the vCPU can raise it.  Does not sleep.  Return false if
+ * there is no shared_info: no event of one kernel is for the next one's, so
  * kvm_xen_drop_deferred_events() follows the deactivation.
  */
 bool kvm_xen_defer_event(struct kvm_vcpu *vcpu, u32 port)
@@ -270,8 +273,8 @@ bool kvm_xen_defer_event(struct kvm_vcpu *vcpu, u32 port)
 }
 
 /*
- * Raise a deferred event, inside the lock, so that it is either deferred or raised for
- * anyone else, and none is raised once deferred events were dropped.
+ * Raise a deferred event, inside the lock, so that it is either deferred or
+ * raised for anyone else, and none is raised once deferred events were dropped.
  *
  * Return -ENOENT if there is none, or what kvm_xen_raise_port() does.
  */
@@ -345,8 +348,8 @@ static void kvm_xen_or_sels(struct vcpu_info *vi, unsigned long sels, bool long_
 }
 
 /*
- * Selectors that wait for vcpu_info, as many as the guest has.  There are different
- * ones in either word size; of those of the other one, it has to look at all.
+ * Take the deferred selectors.  A selector that was deferred in the other mode
+ * is of other ports in this one, so have the guest scan all of them.
  */
 static unsigned long kvm_xen_take_pending_sels(struct kvm_vcpu *v, bool long_mode)
 {
@@ -366,7 +369,7 @@ static unsigned long kvm_xen_take_pending_sels(struct kvm_vcpu *v, bool long_mod
  * Do so now that we can sleep in the context of the vCPU to bring the
  * page in, and refresh the pfn cache for it.
  *
- * Return whether there were any, for the guest to be told.
+ * Return whether there were any, i.e. whether to notify the guest.
  */
 static bool kvm_xen_set_pending_sels(struct kvm_vcpu *v)
 {
@@ -403,7 +406,7 @@ void kvm_xen_inject_pending_events(struct kvm_vcpu *v)
 		kvm_xen_inject_vcpu_vector(v);
 }
 
-/* Return whether an upcall is pending, or an error if vcpu_info cannot be read. */
+/* Return > 0 if an upcall is pending, < 0 if vcpu_info can't be read. */
 int kvm_xen_upcall_pending(struct kvm_vcpu *v)
 {
 	struct gfn_to_pfn_cache *gpc;
@@ -424,13 +427,14 @@ int kvm_xen_upcall_pending(struct kvm_vcpu *v)
 	khva = kvm_gpc_trylock(gpc);
 	if (IS_ERR(khva)) {
 		/*
-		 * This function gets called from kvm_vcpu_block() after setting the
-		 * task to TASK_INTERRUPTIBLE, to see if it needs to wake immediately
-		 * from a HLT. So we really mustn't sleep. If the page ended up absent
-		 * at that point, just return 1 in order to trigger an immediate wake,
-		 * and we'll end up getting called again from a context where we *can*
-		 * fault in the page and wait for it.  If that has failed already, the
-		 * vCPU sleeps until kvm_xen_wake_vcpu().
+		 * This function gets called from kvm_vcpu_block() after setting
+		 * the task to TASK_INTERRUPTIBLE, to see if it needs to wake
+		 * immediately from a HLT. So we really mustn't sleep. If the
+		 * page ended up absent at that point, just return 1 in order to
+		 * trigger an immediate wake, and we'll end up getting called
+		 * again from a context where we *can* fault in the page and
+		 * wait for it.  If that has failed already, the vCPU sleeps
+		 * until kvm_xen_wake_vcpu().
 		 */
 		if (in_atomic() || !task_is_running(current))
 			return READ_ONCE(v->arch.xen.upcall_retry);
@@ -449,21 +453,21 @@ int kvm_xen_upcall_pending(struct kvm_vcpu *v)
 	return rc;
 }
 
-/* If it cannot be read, userspace has screwed up vcpu_info: no interrupts for you. */
+/* No interrupts for you if userspace has screwed up vcpu_info. */
 int __kvm_xen_has_interrupt(struct kvm_vcpu *v)
 {
 	return kvm_xen_upcall_pending(v) > 0;
 }
 
-/* Wait for shared_info, and deliver an event: rarely, so not in line. */
+/* Wait for shared_info and deliver an event.  Rarely called, so not inlined. */
 static noinline int kvm_xen_wait_set_evtchn(struct kvm_vcpu *vcpu, u32 port)
 {
 	int rc;
 
 	/*
 	 * In theory, shared_info can be unmapped again each time that it was
-	 * mapped.  But then the task that unmaps it is as busy as this loop, and
-	 * to write by way of userspace's address would only hide the loop.
+	 * mapped.  But then the task that unmaps it is as busy as this loop,
+	 * and to write by way of userspace's address would only hide the loop.
 	 */
 	do {
 		rc = kvm_xen_wait_shared_info(vcpu->kvm);
@@ -475,8 +479,8 @@ static noinline int kvm_xen_wait_set_evtchn(struct kvm_vcpu *vcpu, u32 port)
 }
 
 /*
- * Deliver an event on a thread of the VMM's.  Fails with -EFAULT if shared_info
- * cannot be brought in, and it is the caller's to keep the event.
+ * Deliver an event on a thread of the VMM.  Fails with -EFAULT if shared_info
+ * can't be mapped; the caller may defer the event then.
  */
 int kvm_xen_set_evtchn(struct kvm_vcpu *vcpu, u32 port)
 {
@@ -489,8 +493,8 @@ int kvm_xen_set_evtchn(struct kvm_vcpu *vcpu, u32 port)
 }
 
 /*
- * xe->vcpu saves the search for the vCPU's id, and is good for as long as the VM
- * is, as vCPUs are.  But the id may change at any time.
+ * xe->vcpu saves the search for the vCPU's ID.  It stays valid, as vCPUs live
+ * as long as the VM, but the ID may change at any time.
  */
 static noinline struct kvm_vcpu *kvm_xen_find_evtchn_vcpu(const struct kvm_xen_evtchn *xe,
 							  struct kvm *kvm)
@@ -508,7 +512,7 @@ static struct kvm_vcpu *kvm_xen_evtchn_vcpu(const struct kvm_xen_evtchn *xe, str
 	return kvm_xen_find_evtchn_vcpu(xe, kvm);
 }
 
-/* The same, and save it if it is another one: not in a routing table, which others copy. */
+/* Save the vCPU, too.  Not for routing entries, which may be copied. */
 struct kvm_vcpu *kvm_xen_save_evtchn_vcpu(struct kvm_xen_evtchn *xe, struct kvm *kvm)
 {
 	struct kvm_vcpu *vcpu = kvm_xen_evtchn_vcpu(xe, kvm);
@@ -520,9 +524,9 @@ struct kvm_vcpu *kvm_xen_save_evtchn_vcpu(struct kvm_xen_evtchn *xe, struct kvm 
 }
 
 /*
- * Deliver an event from where one cannot sleep.  If shared_info is out of reach,
- * return -EWOULDBLOCK: nothing has changed then, and the irqfd hands the event to
- * its worker, which ends up in evtchn_set_fn().
+ * Deliver an event in any context.  If shared_info isn't mapped, change nothing
+ * and return -EWOULDBLOCK, upon which the irqfd has its worker call
+ * evtchn_set_fn().
  *
  * The return value from this function is propagated to kvm_set_irq() API,
  * so it returns:
@@ -551,7 +555,7 @@ static int evtchn_set_fn(struct kvm_kernel_irq_routing_entry *e, struct kvm *kvm
 	if (!level || !vcpu)
 		return -EINVAL;
 
-	/* KVM_IRQ_LINE is on a thread of the VMM's. */
+	/* KVM_IRQ_LINE is called on a thread of the VMM. */
 	if (current->mm == kvm->mm)
 		rc = kvm_xen_set_evtchn(vcpu, port);
 	else
@@ -560,8 +564,9 @@ static int evtchn_set_fn(struct kvm_kernel_irq_routing_entry *e, struct kvm *kvm
 		return rc;
 
 	/*
-	 * An irqfd has no way to report an error, and its worker must not wait for
-	 * shared_info, as deassigning an irqfd of any VM waits for the worker.
+	 * An irqfd has no way to report an error, and its worker must not wait
+	 * for shared_info, as deassigning an irqfd of any VM waits for the
+	 * worker.
 	 */
 	return kvm_xen_defer_event(vcpu, port) ? 0 : -EINVAL;
 }
@@ -618,7 +623,7 @@ int kvm_xen_hvm_evtchn_send(struct kvm *kvm, struct kvm_irq_routing_xen_evtchn *
 	struct kvm_vcpu *vcpu;
 	int ret;
 
-	/* The first to tell, also where an event cannot be delivered at all. */
+	/* Reject what is no port in either mode, even without shared_info. */
 	if (!uxe->port || uxe->port >= EVTCHN_2L_NR_CHANNELS)
 		return -EINVAL;
 
@@ -642,7 +647,7 @@ int kvm_xen_hvm_evtchn_send(struct kvm *kvm, struct kvm_irq_routing_xen_evtchn *
 	return ret;
 }
 
-/* Whether one of the ports is pending, as far as KVM can tell. */
+/* Return true if a port is pending, or if shared_info can't be read. */
 static bool kvm_xen_any_pending(struct kvm *kvm, const evtchn_port_t *ports, int nr_ports)
 {
 	struct gfn_to_pfn_cache *gpc = &kvm->arch.xen.shinfo_cache;
@@ -651,14 +656,14 @@ static bool kvm_xen_any_pending(struct kvm *kvm, const evtchn_port_t *ports, int
 	void *khva;
 	int i;
 
-	/* The guest has to look for itself. */
+	/* Return to the guest, which can read its memory by itself. */
 	khva = kvm_gpc_lock(gpc);
 	if (IS_ERR(khva))
 		return true;
 
 	pending_bits = kvm_xen_pending_ports(khva, kvm_xen_long_mode(kvm));
 
-	/* A port of the word size of before may be beyond these, but is in the page. */
+	/* A port that was checked in another mode still is in the page. */
 	for (i = 0; i < nr_ports; i++) {
 		if (test_bit(ports[i], pending_bits)) {
 			ret = true;
@@ -724,7 +729,7 @@ static void kvm_xen_halt(struct kvm_vcpu *vcpu)
 		kvm_lapic_switch_to_hv_timer(vcpu);
 }
 
-/* What waits for other vCPUs, which may not run for long. */
+/* Deferred events of all vCPUs, as the others may not run for long. */
 static void kvm_xen_raise_all_deferred_events(struct kvm *kvm)
 {
 	struct kvm_vcpu *vcpu;
@@ -738,8 +743,8 @@ static void kvm_xen_raise_all_deferred_events(struct kvm *kvm)
 }
 
 /*
- * Sleep until one of the ports may be pending.  Set the poll before reading the ports;
- * an event is raised the other way round.
+ * Sleep until one of the ports may be pending.  Set the poll before reading the
+ * ports; an event is raised the other way round.
  */
 static void kvm_xen_poll(struct kvm_vcpu *vcpu, const evtchn_port_t *ports, int nr_ports,
 			 u64 timeout)

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * KVM Xen emulation: where what is in the areas that are shared with the guest, in
- * both of the guest's modes.  Everything else goes by these accessors.
+ * KVM Xen emulation: the layouts of the areas that are shared with the guest,
+ * in both of the guest's modes, and accessors for them.
  *
- * Userspace and the guest can change the mode at any time.  Read it once per operation,
- * inside a read section of the area that is accessed or with xen_lock held, and pass
- * the value down, see kvm_xen_set_long_mode().
+ * Userspace and the guest can change the mode at any time.  Read it once per
+ * operation, inside a read section of the area that is accessed or with
+ * xen_lock held, and pass the value down, see kvm_xen_set_long_mode().
  */
 #ifndef __ARCH_X86_KVM_XEN_LAYOUT_H__
 #define __ARCH_X86_KVM_XEN_LAYOUT_H__
@@ -126,7 +126,7 @@ static inline unsigned int kvm_xen_sel(u32 port, bool long_mode)
 	return port / (long_mode ? 64 : 32);
 }
 
-/* vcpu_info is aligned to 4 bytes, so evtchn_pending_sel is one or two 32-bit words. */
+/* vcpu_info is aligned to 4 bytes, so access one or two 32-bit words. */
 static inline u32 *kvm_xen_pending_sels(void *vcpu_info, bool long_mode)
 {
 	struct compat_vcpu_info *compat = vcpu_info;
@@ -135,7 +135,7 @@ static inline u32 *kvm_xen_pending_sels(void *vcpu_info, bool long_mode)
 	return long_mode ? (u32 *)&native->evtchn_pending_sel : &compat->evtchn_pending_sel;
 }
 
-/* What follows the pending events of vcpu_info. */
+/* The offset of what follows the pending fields of vcpu_info. */
 static inline size_t kvm_xen_vcpu_info_arch(bool long_mode)
 {
 	return long_mode ? offsetof(struct vcpu_info, arch) :
@@ -143,10 +143,10 @@ static inline size_t kvm_xen_vcpu_info_arch(bool long_mode)
 }
 
 /*
- * The only difference between 32-bit and 64-bit versions of the runstate struct is
- * the alignment of uint64_t in 32-bit, which means that the 64-bit version has an
- * additional 4 bytes of padding after the first field 'state', so each subsequent
- * field is shifted by 4.
+ * The only difference between 32-bit and 64-bit versions of the runstate struct
+ * is the alignment of uint64_t in 32-bit, which means that the 64-bit version
+ * has an additional 4 bytes of padding after the first field 'state', so each
+ * subsequent field is shifted by 4.
  */
 static_assert(offsetof(struct vcpu_runstate_info, state) == 0);
 static_assert(offsetof(struct compat_vcpu_runstate_info, state) == 0);
@@ -189,7 +189,7 @@ static inline size_t kvm_xen_runstate_len(bool long_mode)
 			   sizeof(struct compat_vcpu_runstate_info);
 }
 
-/* state_entry_time, and the times after it. */
+/* The offset of state_entry_time, which the times follow. */
 static inline size_t kvm_xen_runstate_times(bool long_mode)
 {
 	return long_mode ? offsetof(struct vcpu_runstate_info, state_entry_time) :

@@ -5,9 +5,9 @@
  *
  * KVM Xen emulation: runstates
  *
- * How long a vCPU was running, runnable, blocked and offline, and the area in which the
- * guest reads that.  Accounted by the task that holds vcpu->mutex, and when it is
- * scheduled out, i.e. with preemption disabled.
+ * How long a vCPU was running, runnable, blocked and offline, and the area in
+ * which the guest reads that.  Accounted by the task that holds vcpu->mutex,
+ * with preemption disabled, and when that task is scheduled out.
  */
 #include "x86.h"
 #include "xen.h"
@@ -22,8 +22,8 @@
  * alignment (and the 32-bit ABI doesn't align the 64-bit integers
  * anyway, even if the overall struct had been 64-bit aligned).
  *
- * Return false if the area is too short: it was registered in 32-bit mode, and the
- * mode has changed since.
+ * Return false if the area is too short: it was registered in 32-bit mode, and
+ * the mode has changed since.
  */
 static bool kvm_xen_write_runstate(struct kvm_vcpu *v, void *khva)
 {
@@ -144,7 +144,10 @@ static int kvm_xen_set_runstate_addr(struct kvm_vcpu *vcpu, gpa_t gpa)
 	return kvm_xen_area_error(r);
 }
 
-/* What the vCPU's task has waited for a CPU.  Another task may set runstates by ioctl. */
+/*
+ * How long the vCPU's task has waited for a CPU.  Another task may set
+ * runstates by ioctl.
+ */
 static u64 kvm_xen_run_delay(struct kvm_vcpu *v)
 {
 	if (v->pid != task_pid(current))
@@ -200,7 +203,7 @@ static void kvm_xen_account_runstate(struct kvm_vcpu *v, int state)
 
 void kvm_xen_update_runstate(struct kvm_vcpu *v, int state)
 {
-	/* The vCPU being scheduled out is accounted, too; not in the middle of it. */
+	/* Scheduling out accounts, too, so must not interrupt this. */
 	scoped_guard(preempt)
 		kvm_xen_account_runstate(v, state);
 
@@ -213,7 +216,7 @@ void kvm_xen_update_runstate_preempted(struct kvm_vcpu *v)
 
 	kvm_xen_account_runstate(v, RUNSTATE_runnable);
 
-	/* Once between two entries, before which there is room in the dirty ring. */
+	/* Once per guest entry, which checks for room in the dirty ring. */
 	if (!runnable)
 		kvm_xen_try_update_runstate_guest(v);
 }

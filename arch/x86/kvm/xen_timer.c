@@ -5,8 +5,8 @@
  *
  * KVM Xen emulation: the vCPUs' single-shot timers
  *
- * Only the vCPU itself, i.e. a task that holds vcpu->mutex, sets and stops its timer.
- * The timer expires in hard irq.  KVM_SET_CLOCK stops it for the vCPU to start it anew.
+ * A timer is set and stopped by the task that holds vcpu->mutex, and expires in
+ * hard irq.  KVM_SET_CLOCK stops it and has the vCPU restart it.
  */
 #include "x86.h"
 #include "xen.h"
@@ -172,8 +172,9 @@ void kvm_xen_stop_timer(struct kvm_vcpu *vcpu)
 }
 
 /*
- * By the vCPU: start a timer that KVM_SET_CLOCK has stopped, or raise the event of one
- * that has expired without a shared_info.  If there still is none, the event is dropped.
+ * Start a timer that KVM_SET_CLOCK has stopped, or raise the event of a timer
+ * that has expired without a shared_info.  If there still is none, drop the
+ * event.  Called by the task that holds vcpu->mutex.
  */
 void kvm_xen_restart_timer(struct kvm_vcpu *vcpu)
 {
@@ -188,9 +189,9 @@ void kvm_xen_restart_timer(struct kvm_vcpu *vcpu)
 }
 
 /*
- * Timers and polls expire at a time of the guest's clock.  Stop the timers, have the
- * vCPUs start them by the new clock, and let pollers poll anew.  A vCPU that isn't in
- * KVM_RUN does so when it is the next time.
+ * Timers and polls expire at a time of the guest's clock.  Stop the timers and
+ * have their vCPUs restart them by the new clock, at the latest in the next
+ * KVM_RUN, and wake the pollers, for the guest to poll again.
  */
 void kvm_xen_clock_was_set(struct kvm *kvm)
 {
@@ -201,7 +202,7 @@ void kvm_xen_clock_was_set(struct kvm *kvm)
 
 	kvm_for_each_vcpu(i, vcpu, kvm) {
 		if (READ_ONCE(vcpu->arch.xen.timer_running)) {
-			/* In this order: the vCPU may start it anew at once. */
+			/* In this order, as the vCPU may restart it at once. */
 			hrtimer_cancel(&vcpu->arch.xen.timer);
 			WRITE_ONCE(vcpu->arch.xen.timer_restart, true);
 			kvm_make_request_and_kick(KVM_REQ_UNBLOCK, vcpu);
@@ -233,10 +234,11 @@ void kvm_xen_get_timer(struct kvm_vcpu *vcpu, struct kvm_xen_vcpu_attr *data)
 	struct kvm_vcpu_xen *vx = &vcpu->arch.xen;
 
 	/*
-	 * Ensure a consistent snapshot of state is captured, with the timer either
-	 * being set, or its event being in shared_info.  If the event cannot be
-	 * raised for now, report the timer as set, so that the destination raises it.
-	 * Purely as an optimisation, there is no need to cancel a timer that isn't set.
+	 * Ensure a consistent snapshot of state is captured, with the timer
+	 * either being set, or its event being in shared_info.  If the event
+	 * cannot be raised for now, report the timer as set, so that the
+	 * destination raises it.  Purely as an optimisation, there is no need
+	 * to cancel a timer that isn't set.
 	 */
 	if (READ_ONCE(vx->timer_restart))
 		kvm_xen_restart_timer(vcpu);
