@@ -127,8 +127,8 @@ static void kvm_xen_wake_pollers(struct kvm *kvm, u32 port)
 }
 
 /*
- * vcpu_info, and with it evtchn_pending_sel, is aligned to 4 bytes, so an 8-byte
- * access may cross a cache line: a split lock if the access is atomic.
+ * vcpu_info, and with it evtchn_pending_sel, is aligned to 4 bytes, so an
+ * 8-byte access may cross a cache line: a split lock if the access is atomic.
  */
 static bool kvm_xen_test_and_set_sel(u32 *sel, int bit)
 {

@@ -17,8 +17,9 @@
 #include <asm/pvclock.h>
 
 /*
- * The time of the KVM clock as the guest sees it, based on the scaled TSC and the
- * pvclock information provided by KVM, and CLOCK_MONOTONIC at the same moment.
+ * The time of the KVM clock as the guest sees it, based on the scaled TSC and
+ * the pvclock information provided by KVM, and CLOCK_MONOTONIC at the same
+ * moment.
  */
 u64 kvm_xen_guest_now(struct kvm_vcpu *vcpu, s64 *kernel_now)
 {

@@ -160,7 +160,7 @@ static void sigbus_handler(int sig, siginfo_t *info, void *uc)
 
 /*
  * Run @fn in a child process, which may hang for good, even when it is killed.
- * Keep nothing but the file open in it, as whoever runs this test likely waits
+ * Keep nothing but the file open in it, as the runner of the test likely waits
  * for the end of its output.
  */
 static pid_t run_child(void (*fn)(struct gmem *gmem), struct gmem *gmem)
@@ -455,7 +455,10 @@ TEST_F_TIMEOUT(guest_memfd_error, punch_hole, RACE_TIMEOUT)
 		wait_for_child(injector, "An error while a hole is punched");
 		wait_for_child(puncher, "Punching a hole while there is an error");
 
-		/* The error may have hit a page that took the place of the first. */
+		/*
+		 * The error may have hit a page that took the place of the
+		 * first.
+		 */
 		gmem_punch_hole(&gmem, last, page_size);
 	}
 
@@ -465,7 +468,7 @@ TEST_F_TIMEOUT(guest_memfd_error, punch_hole, RACE_TIMEOUT)
 
 /*
  * Ask with an address that has no page.  The error is another one if the kernel
- * doesn't support this, or only for somebody more privileged.
+ * doesn't support this, or only for privileged users.
  */
 static bool can_inject_errors(void)
 {

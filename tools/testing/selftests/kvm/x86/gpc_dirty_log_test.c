@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * The dirty log of areas that KVM itself writes in guest memory: each page of theirs
- * that has changed is logged.
+ * The dirty log of areas that KVM itself writes in guest memory: each page of
+ * theirs that has changed is logged.
  *
- * Each area has a page of its own.  Events in shared_info and vcpu_info are left out,
- * as KVM does not log them; gpc_steal_time_test has what KVM writes when a vCPU is
- * preempted.
+ * Each area has a page of its own.  Events in shared_info and vcpu_info are
+ * left out, as KVM does not log them; gpc_steal_time_test has what KVM writes
+ * when a vCPU is preempted.
  */
 #include "test_util.h"
 #include "kvm_test_harness.h"
@@ -56,7 +56,10 @@ FIXTURE_TEARDOWN(gpc_dirty_log)
 	kvm_vm_free(self->vm);
 }
 
-/* The pages that have changed since the last call, each of which has to be logged. */
+/*
+ * The pages that have changed since the last call, each of which has to be
+ * logged.
+ */
 static u64 changed_pages(struct __test_metadata *_metadata, FIXTURE_DATA(gpc_dirty_log) *self)
 {
 	u64 changed = 0, logged;
@@ -126,7 +129,10 @@ TEST_F(gpc_dirty_log, runstate)
 	EXPECT_EQ(changed_pages(_metadata, self), BIT_ULL(RUNSTATE_PAGE));
 }
 
-/* They wait until there is a vcpu_info, for the vCPU or, here, for the VMM to ask. */
+/*
+ * They wait until there is a vcpu_info, for the vCPU or, here, for the VMM to
+ * ask.
+ */
 TEST_F(gpc_dirty_log, selectors)
 {
 	struct kvm_xen_vcpu_attr attr = { .type = KVM_XEN_VCPU_ATTR_TYPE_VCPU_INFO };

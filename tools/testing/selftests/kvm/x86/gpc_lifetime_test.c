@@ -3,13 +3,14 @@
  * KVM must not write to guest memory by itself once the VMM's address space is
  * gone, even if another process keeps the VM and its eventfds alive.
  *
- * A VMM whose guest memory is a memfd has Xen's shared_info mapped by KVM, forks
- * a child and exits.  The child waits for that, makes KVM raise an event, and
- * looks into the memfd.  If the page was punched out of the memfd before, KVM
- * would write to free memory; only KASAN tells.
+ * A VMM whose guest memory is a memfd has Xen's shared_info mapped by KVM,
+ * forks a child and exits.  The child waits for that, makes KVM raise an event,
+ * and looks into the memfd.  If the page was punched out of the memfd before,
+ * KVM would write to free memory; only KASAN tells.
  *
- * A VMM's memory can also be taken away before it has exited, by process_mrelease(),
- * as the OOM reaper does it: that does not wait for anything, MMU notifiers included.
+ * A VMM's memory can also be taken away before it has exited, by
+ * process_mrelease(), as the OOM reaper does it: that does not wait for
+ * anything, MMU notifiers included.
  */
 #include <fcntl.h>
 #include <sched.h>
@@ -85,7 +86,9 @@ static void vmm_create(struct vmm *v)
 	v->irqfd = xen_irqfd(v->vcpu, IRQFD_GSI, IRQFD_PORT);
 }
 
-/* Drop all that keeps the VM alive; whatever KVM is doing for it ends before. */
+/*
+ * Drop all that keeps the VM alive; whatever KVM is doing for it ends before.
+ */
 static void child_close_vm(struct vmm *v)
 {
 	munmap(v->vcpu->run, ioctl(v->vm->kvm_fd, KVM_GET_VCPU_MMAP_SIZE, NULL));
@@ -181,7 +184,10 @@ TEST(irqfd_after_exit)
 	EXPECT_EQ(run_vmm(0, false), NOT_WRITTEN);
 }
 
-/* KASAN does not see the write if the page has a new owner already: try some more. */
+/*
+ * KASAN does not see the write if the page has a new owner already: try some
+ * more.
+ */
 TEST(irqfd_after_exit_and_free)
 {
 	int i;
@@ -242,7 +248,7 @@ static void vmm_to_be_reaped(int ready)
 		pause();
 }
 
-/* Let it run on this CPU, and there only when nobody else wants to. */
+/* Let it run on this CPU, and only when no other task wants to. */
 static void hold_up(pid_t pid)
 {
 	struct sched_param param = {};
@@ -254,7 +260,10 @@ static void hold_up(pid_t pid)
 	TEST_ASSERT_EQ(sched_setscheduler(pid, SCHED_IDLE, &param), 0);
 }
 
-/* Return whether there was something to reap: the VMM may still have been faster. */
+/*
+ * Return whether there was something to reap: the VMM may still have been
+ * faster.
+ */
 static bool reap_vmm(void)
 {
 	int ready[2], pidfd, ret;
@@ -273,7 +282,10 @@ static bool reap_vmm(void)
 	TEST_ASSERT(pidfd >= 0, "pidfd_open: errno %d", errno);
 	hold_up(vmm);
 	kill(vmm, SIGKILL);
-	/* Not while an irqfd's worker uses the VMM's memory, nor when it is gone. */
+	/*
+	 * Not while an irqfd's worker uses the VMM's memory, nor when it is
+	 * gone.
+	 */
 	do {
 		ret = syscall(__NR_process_mrelease, pidfd, 0) ? errno : 0;
 	} while (ret == EINVAL || ret == EAGAIN);
@@ -287,7 +299,10 @@ static bool reap_vmm(void)
 	return !ret;
 }
 
-/* KVM must not use what was reaped, nor keep the reaper; KASAN and lockdep tell. */
+/*
+ * KVM must not use what was reaped, nor keep the reaper; KASAN and lockdep
+ * tell.
+ */
 TEST(irqfd_while_reaped)
 {
 	int i, reaped = 0;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * What KVM writes to guest memory by itself must survive all that the kernel does
- * to that memory behind the VMM's back.
+ * What KVM writes to guest memory by itself must survive all that the kernel
+ * does to that memory behind the VMM's back.
  */
 #include <sys/mman.h>
 
@@ -43,8 +43,8 @@ static bool is_resident(void *page)
 }
 
 /*
- * A page of a memfd that was only read is mapped writable, yet clean.  If nothing
- * marks it dirty, reclaim drops it, and the memfd has a hole again.
+ * A page of a memfd that was only read is mapped writable, yet clean.  If
+ * nothing marks it dirty, reclaim drops it, and the memfd has a hole again.
  */
 TEST_F(gpc_memory, reclaim_of_clean_page)
 {
@@ -54,7 +54,10 @@ TEST_F(gpc_memory, reclaim_of_clean_page)
 	vm_userspace_mem_region_add(self->vm, VM_MEM_SRC_SHMEM, REGION_GPA, REGION_SLOT, 1, 0);
 	shinfo = addr_gpa2hva(self->vm, SHINFO_GPA);
 
-	/* Reclaim starts from a page that is not there, whoever wrote it before. */
+	/*
+	 * Reclaim starts from a page that is not there, whatever wrote it
+	 * before.
+	 */
 	TEST_ASSERT_EQ(madvise(shinfo, PAGE_SIZE, MADV_REMOVE), 0);
 	TEST_ASSERT_EQ(READ_ONCE(shinfo->evtchn_pending[0]), 0);
 

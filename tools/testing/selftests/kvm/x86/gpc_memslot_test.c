@@ -333,7 +333,10 @@ TEST_F(gpc_memslot, halted_shared_info_set)
 	pthread_join(h.thread, NULL);
 }
 
-/* The guest's mode is what shared_info is laid out for: both change, or neither. */
+/*
+ * The guest's mode is what shared_info is laid out for: both change, or
+ * neither.
+ */
 TEST_F(gpc_memslot, mode_by_hypercall_page)
 {
 	struct kvm_xen_hvm_attr mode = { .type = KVM_XEN_ATTR_TYPE_LONG_MODE };
@@ -414,8 +417,8 @@ TEST_F(gpc_memslot, kvmclock_before_memslot)
 }
 
 /*
- * The guest moves its clock to where there is no memory: KVM writes to neither place,
- * and to the new one as soon as there is memory.
+ * The guest moves its clock to where there is no memory: KVM writes to neither
+ * place, and to the new one as soon as there is memory.
  */
 TEST_F(gpc_memslot, kvmclock_moved_to_nowhere)
 {
@@ -442,8 +445,8 @@ TEST_F(gpc_memslot, kvmclock_moved_to_nowhere)
 }
 
 /*
- * The page is accessible again, which no change of memslots announces: KVM tries again
- * when the vCPU is loaded the next time.
+ * The page is accessible again, which no change of memslots announces: KVM
+ * tries again when the vCPU is loaded the next time.
  */
 TEST_F(gpc_memslot, kvmclock_page_not_accessible)
 {

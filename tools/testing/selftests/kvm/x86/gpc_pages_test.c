@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Areas of KVM's that are in several pages: wherever the pages are, each byte of the
- * area is where the guest has it, no other byte changes, and what fails on the way
- * to a new area leaves the old one alone.
+ * Areas of KVM's that are in several pages: wherever the pages are, each byte
+ * of the area is where the guest has it, no other byte changes, and what fails
+ * on the way to a new area leaves the old one alone.
  *
- * Pages that do not follow one another, and memory that is no RAM to the kernel,
- * have a mapping of their own.  It must not outlive userspace's, even if the
- * vCPU never runs again, as the pages may be used for anything then.
+ * Pages that do not follow one another, and memory that is no RAM to the
+ * kernel, have a mapping of their own.  It must not outlive userspace's, even
+ * if the vCPU never runs again, as the pages may be used for anything then.
  */
 #include <fcntl.h>
 #include <linux/loop.h>
@@ -32,7 +32,10 @@
 #define GPA2		(GPA + NR_PAGES * PAGE_SIZE)
 #define SLOT2		11
 #define END_GPA		(GPA2 + NR_PAGES * PAGE_SIZE)
-/* Memory without a struct page, if there is any: two pages in a row, two in none. */
+/*
+ * Memory without a struct page, if there is any: two pages in a row, two in
+ * none.
+ */
 #define BARE_GPA	(END_GPA + 4 * SZ_2M)
 #define BARE_SLOT	12
 #define NR_BARE		4
@@ -212,7 +215,10 @@ static int set_runstate_addr(struct kvm_vcpu *vcpu, u64 gpa)
 	return __vcpu_ioctl(vcpu, KVM_XEN_VCPU_SET_ATTR, &attr) ? -errno : 0;
 }
 
-/* The area at each offset before and after a boundary that it can cross, and beyond. */
+/*
+ * The area at each offset before and after a boundary that it can cross, and
+ * beyond.
+ */
 static int try_runstate_across(struct kvm_vm *vm, struct kvm_vcpu *vcpu, u64 boundary,
 			       bool long_mode)
 {
@@ -269,7 +275,7 @@ static unsigned long read_number(const char *path, int base)
 	return strtoul(val, NULL, base);
 }
 
-/* Where KUnit may write, too.  Nobody else does. */
+/* Where only KUnit may write, too. */
 static off_t bare_memory(void)
 {
 	return read_number("/sys/module/kvm/parameters/gpc_test_memory", 10);
@@ -293,8 +299,9 @@ static bool is_ram(off_t where)
 }
 
 /*
- * The memory before that, if mem= ends within a section of memory: the kernel has
- * struct pages for all of the section, but has not mapped what is no RAM to it.
+ * The memory before that, if mem= ends within a section of memory: the kernel
+ * has struct pages for all of the section, but has not mapped what is no RAM to
+ * it.
  */
 static off_t hole_memory(void)
 {
@@ -360,7 +367,10 @@ TEST_F(gpc_pages, runstate_without_struct_page)
 
 	EXPECT_EQ(try_bare_memory(self->vm, self->vcpu), 0);
 
-	/* Of an area that has struct pages for one half only, nothing is written. */
+	/*
+	 * Of an area that has struct pages for one half only, nothing is
+	 * written.
+	 */
 	vm_set_user_memory_region(self->vm, BARE_SLOT, 0, BARE_GPA, 0, bare);
 	vm_set_user_memory_region(self->vm, BARE_SLOT, 0, END_GPA, PAGE_SIZE, bare);
 	*byte_at(self->vm, END_GPA - 1) = UNTOUCHED;
@@ -418,8 +428,8 @@ static u64 u64_at(struct kvm_vm *vm, u64 gpa)
 }
 
 /*
- * Of a 64-bit guest: the times add up to when the last state was entered.  They do
- * in runstate_data, and an update adds as much to one of them as to that.
+ * Of a 64-bit guest: the times add up to when the last state was entered.  They
+ * do in runstate_data, and an update adds as much to one of them as to that.
  */
 static bool times_add_up(struct kvm_vm *vm, u64 gpa)
 {
@@ -458,7 +468,10 @@ TEST_F(gpc_pages, runstate_at_end_of_memslot)
 	EXPECT_EQ(state_at(self->vm, END_GPA - LEN_64), RUNSTATE_blocked);
 }
 
-/* The guest changes to 64-bit mode, and only then does the area cross a boundary. */
+/*
+ * The guest changes to 64-bit mode, and only then does the area cross a
+ * boundary.
+ */
 TEST_F(gpc_pages, runstate_grows)
 {
 	u64 gpa = GPA2 - LEN_32;
@@ -474,7 +487,9 @@ TEST_F(gpc_pages, runstate_grows)
 	EXPECT_EQ(READ_ONCE(*byte_at(self->vm, gpa + LEN_64)), UNTOUCHED);
 }
 
-/* Either page of an area takes it away, and either one can be faulted in again. */
+/*
+ * Either page of an area takes it away, and either one can be faulted in again.
+ */
 TEST_F(gpc_pages, pages_dropped)
 {
 	u64 gpa = GPA2 - 10;
@@ -524,8 +539,8 @@ static int block_node(int block)
 }
 
 /*
- * The last block of memory that nobody uses, or only for what can be moved.  User's
- * pages come from it first from now on.
+ * The last block of memory that is unused, or only used for movable pages.
+ * User's pages come from it first from now on.
  */
 static int find_movable_block(unsigned long block_size)
 {
@@ -542,7 +557,10 @@ static int find_movable_block(unsigned long block_size)
 	return 0;
 }
 
-/* The memory that an area is in is taken away from the kernel, as if to be unplugged. */
+/*
+ * The memory that an area is in is taken away from the kernel, as if to be
+ * unplugged.
+ */
 TEST_F(gpc_pages, memory_offline)
 {
 	unsigned long size = read_number("/sys/devices/system/memory/block_size_bytes", 16);
@@ -578,7 +596,10 @@ TEST_F(gpc_pages, memory_offline)
 	EXPECT_EQ(state_at(self->vm, GPA2), RUNSTATE_blocked);
 }
 
-/* A block device, of which what is written back is seen in a file.  -1 if there is none. */
+/*
+ * A block device, of which what is written back is seen in a file.  -1 if there
+ * is none.
+ */
 static int open_loop(int file)
 {
 	struct loop_config config = { .fd = file, .info.lo_flags = LO_FLAGS_AUTOCLEAR };
@@ -605,8 +626,8 @@ static void *set_runstate_at_file(void *vcpu)
 }
 
 /*
- * While KVM waits for the second page of an area, the first one, which it has found
- * already, is written back.  What is written to that page later, is, too.
+ * While KVM waits for the second page of an area, the first one, which it has
+ * found already, is written back.  What is written to that page later, is, too.
  */
 TEST_F(gpc_pages, written_back_meanwhile)
 {
@@ -1021,8 +1042,8 @@ static bool fail_nth_end(int fd)
 }
 
 /*
- * Another page, and not the one that follows the one before: what is mapped already,
- * and what is in the direct map, takes no allocation.
+ * Another page, and not the one that follows the one before: what is mapped
+ * already, and what is in the direct map, takes no allocation.
  */
 static void replace_page(struct kvm_vm *vm, u64 gpa)
 {
@@ -1051,7 +1072,9 @@ static bool has_fault_injection(void)
 	return true;
 }
 
-/* The old area works on each time.  Return how many of them the new one needs. */
+/*
+ * The old area works on each time.  Return how many of them the new one needs.
+ */
 static int fail_activation(struct __test_metadata *_metadata, struct kvm_vm *vm,
 			   struct kvm_vcpu *vcpu, u64 new, bool fault_in)
 {

@@ -1,20 +1,20 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * What KVM's gfn-to-pfn cache costs those who use it, i.e. Xen's shared_info,
- * vcpu_info, vCPU time info and runstate, and those who only share an address
+ * What KVM's gfn-to-pfn cache costs its users, i.e. Xen's shared_info,
+ * vcpu_info, vCPU time info and runstate, and tasks that only share an address
  * space with it and unmap memory of their own.
  *
- * A figure is the time of one operation in ns of CLOCK_MONOTONIC: the fastest of
- * some rounds of many operations each, after a round that warms up, less the
+ * A figure is the time of one operation in ns of CLOCK_MONOTONIC: the fastest
+ * of some rounds of many operations each, after a round that warms up, less the
  * time that the same loop takes with what the test itself has to do for each
  * operation (the floor).  The totals behind it, of a whole round, are printed,
  * too.  Compare figures of two kernels on the same machine, while it is idle.
  *
- * In QEMU with "-accel tcg,thread=single -icount shift=0,sleep=off -smp 1", a ns
- * is an instruction, of the kernel and of the test together, and figures of the
- * same kernel are the same to the digit if nothing in it is random (nokaslr,
- * norandmaps, QEMU's -seed).  Instructions are not time: cache misses, atomics
- * and exits cost no more there than others.
+ * In QEMU with "-accel tcg,thread=single -icount shift=0,sleep=off -smp 1", a
+ * ns is an instruction, of the kernel and of the test together, and figures of
+ * the same kernel are the same to the digit if nothing in it is random
+ * (nokaslr, norandmaps, QEMU's -seed).  Instructions are not time: cache
+ * misses, atomics and exits cost no more there than others.
  *
  *  loop			an empty operation, the floor if nothing else is said
  *  evtchn_ioctl		KVM_XEN_HVM_EVTCHN_SEND that fails at once, with a port that
@@ -23,7 +23,7 @@
  *  evtchn_clear		to take an event back, by the test: floor of the next one
  *  evtchn_send		KVM_XEN_HVM_EVTCHN_SEND, delivered to shared_info and vcpu_info
  *			of a vCPU that does not run at the time
- *  eventfd_write	write to an eventfd that nobody waits for
+ *  eventfd_write	write to an eventfd without a waiter
  *  irqfd		... to one that raises an event, delivered; floor: evtchn_clear
  *  evtchn_send_default	KVM_XEN_HVM_EVTCHN_SEND that is delivered to the vcpu_info which is
  *			in shared_info, and evtchn_clear
@@ -51,7 +51,7 @@
  *  senders_2		... by two threads on two CPUs, each to a vCPU of its own: the time
  *			until both are done, per event of one thread.  It means something
  *			only on CPUs that run at the same time, so not with thread=single.
- *			All senders have tables of files of their own, as those that share
+ *			All senders have tables of files of their own, as threads that share
  *			one count references to the VM's file with each system call.
  *  senders_floor_*	the same to a port that is out of range: what two CPUs that have
  *			nothing to do with each other make of it
@@ -173,7 +173,9 @@ static u64 time_round(void (*prepare)(void), void (*op)(u32 i))
 	if (prepare)
 		prepare();
 	start = now_ns();
-	/* Do not let the compiler inline an operation: all have the same floor. */
+	/*
+	 * Do not let the compiler inline an operation: all have the same floor.
+	 */
 	for (i = 0; i < nr_iterations; i++)
 		READ_ONCE(op)(i);
 	return now_ns() - start;
@@ -283,7 +285,10 @@ static void measure_events(void)
 	close(unused_eventfd);
 }
 
-/* Where vcpu_info is until it is registered; not on kernels that leave that to the VMM. */
+/*
+ * Where vcpu_info is until it is registered; not on kernels that leave that to
+ * the VMM.
+ */
 
 static void move_and_reset(u32 i)
 {
@@ -554,7 +559,10 @@ static void measure_senders(void)
 		return;
 	}
 
-	/* In turn, so that all have the same share of what else the machine does. */
+	/*
+	 * In turn, so that all have the same share of what else the machine
+	 * does.
+	 */
 	for (r = 0; r < nr_rounds; r++) {
 		for (deliver = 0; deliver < 2; deliver++) {
 			for (nr = 1; nr <= NR_SENDERS; nr++)

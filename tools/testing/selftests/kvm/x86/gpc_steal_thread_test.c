@@ -297,8 +297,8 @@ static u64 runnable(struct kvm_vcpu *vcpu)
 }
 
 /*
- * A vCPU that is preempted on its way out of KVM_RUN stays runnable, although its
- * thread doesn't wait for a CPU any more.
+ * A vCPU that is preempted on its way out of KVM_RUN stays runnable, although
+ * its thread doesn't wait for a CPU any more.
  */
 static u64 runnable_so_far(struct kvm_vcpu *vcpu)
 {

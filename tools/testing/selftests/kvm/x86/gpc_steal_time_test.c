@@ -1,14 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * The steal time of a vCPU that is preempted and, of a Xen guest's, its runstate.
+ * The steal time of a vCPU that is preempted and, of a Xen guest's, its
+ * runstate.
  *
- * KVM writes it in two places: when the vCPU is scheduled out, where it must not wait
- * for anything ("preempted"), and before it enters the guest again, where it waits for
- * the page if that is missing, e.g. as post-copy migration has not brought it yet.
+ * KVM writes it in two places: when the vCPU is scheduled out, where it must
+ * not wait for anything ("preempted"), and before it enters the guest again,
+ * where it waits for the page if that is missing, e.g. as post-copy migration
+ * has not brought it yet.
  *
- * The main thread and the vCPU's are pinned to one CPU.  So whenever the main thread
- * runs, the vCPU does not, and what KVM wrote when that was scheduled out is there.
- * preemption_reported counts how often that hit the vCPU in guest mode.
+ * The main thread and the vCPU's are pinned to one CPU.  So whenever the main
+ * thread runs, the vCPU does not, and what KVM wrote when that was scheduled
+ * out is there.  preemption_reported counts how often that hit the vCPU in
+ * guest mode.
  */
 #include <fcntl.h>
 #include <linux/userfaultfd.h>
@@ -25,7 +28,10 @@
 #define ST_GPA		0xc0000000ULL
 #define ST_SLOT		10
 #define ROUNDS		10
-/* "preempted" is a hint, and other tasks than the main thread may preempt the vCPU. */
+/*
+ * "preempted" is a hint, and other tasks than the main thread may preempt the
+ * vCPU.
+ */
 #define MANY		100
 #define TIMEOUT_MS	10000
 
@@ -42,7 +48,10 @@ static void guest_code(void)
 	struct kvm_steal_time *st = (void *)ST_GPA;
 	struct guest_state *gs = &guest_state;
 
-	/* No interrupt is meant for the guest, but Bochs interrupts none that has them off. */
+	/*
+	 * No interrupt is meant for the guest, but Bochs interrupts none that
+	 * has them off.
+	 */
 	sti_nop();
 	while (!READ_ONCE(gs->stop)) {
 		if (READ_ONCE(gs->look))
@@ -117,7 +126,7 @@ FIXTURE_TEARDOWN(gpc_steal_time)
 {
 	struct st_vm *sv = &self->sv;
 
-	/* Nobody waits for a page then. */
+	/* This ends all waits for a page. */
 	if (sv->uffd >= 0)
 		close(sv->uffd);
 
@@ -135,7 +144,10 @@ static u64 nr_preempted(struct st_vm *sv)
 	return vcpu_get_stat(sv->vcpu, preemption_reported);
 }
 
-/* Whether it gets to be, in what the guest has.  If so, the vCPU does not run now. */
+/*
+ * Whether it gets to be, in what the guest has.  If so, the vCPU does not run
+ * now.
+ */
 static bool is_preempted(struct st_vm *sv)
 {
 	u64 end = nr_preempted(sv) + MANY;
@@ -149,7 +161,9 @@ static bool is_preempted(struct st_vm *sv)
 	return true;
 }
 
-/* Somewhere in its loop, the guest has to begin twice to go through all of it. */
+/*
+ * Somewhere in its loop, the guest has to begin twice to go through all of it.
+ */
 static void let_guest_run(struct st_vm *sv)
 {
 	u64 end = READ_ONCE(sv->gs->beat) + 2;
@@ -265,7 +279,10 @@ TEST_F(gpc_steal_time, dropped_while_preempted)
 	}
 }
 
-/* Real-time, if not 0.  If that is not allowed, other tasks come in between more often. */
+/*
+ * Real-time, if not 0.  If that is not allowed, other tasks come in between
+ * more often.
+ */
 static void set_priority(pid_t tid, int priority)
 {
 	struct sched_param param = { .sched_priority = priority };
@@ -291,8 +308,8 @@ static void preempt(struct st_vm *sv)
 }
 
 /*
- * Drop the page from another CPU, then preempt the vCPU.  Return whether that was in
- * guest mode, where it did without the page, and has raised no fault.
+ * Drop the page from another CPU, then preempt the vCPU.  Return whether that
+ * was in guest mode, where it did without the page, and has raised no fault.
  */
 static bool preempt_without_page(struct st_vm *sv)
 {
@@ -336,9 +353,9 @@ static u64 read_dirty_log(struct st_vm *sv)
 }
 
 /*
- * What is written when the vCPU is scheduled out is logged then.  Rounds in which
- * nothing is written do not count: the vCPU was preempted before, or its page was
- * migrated.
+ * What is written when the vCPU is scheduled out is logged then.  Rounds in
+ * which nothing is written do not count: the vCPU was preempted before, or its
+ * page was migrated.
  */
 TEST_F(gpc_steal_time, dirty_log)
 {

@@ -4,13 +4,13 @@
  * vcpu_info, vCPU time info and runstate (of which some cross a page), and
  * kvmclock.
  *
- * vCPUs use all areas, a thread raises events, another one changes the runstate of
- * vCPUs that do not run (idle ones, up to 1000), and three threads disturb the
- * memory under the areas: one takes pages away and brings others, one has the
- * kernel move pages, one modifies the memslot.  A round ends with the disturbers
- * at rest, when all must work; every other round is gentle, i.e. has no time in
- * which an area has no memory.  The first half of the rounds is done on a memfd,
- * the second on anonymous memory.  What is checked:
+ * vCPUs use all areas, a thread raises events, another one changes the runstate
+ * of vCPUs that do not run (idle ones, up to 1000), and three threads disturb
+ * the memory under the areas: one takes pages away and brings others, one has
+ * the kernel move pages, one modifies the memslot.  A round ends with the
+ * disturbers at rest, when all must work; every other round is gentle, i.e. has
+ * no time in which an area has no memory.  The first half of the rounds is done
+ * on a memfd, the second on anonymous memory.  What is checked:
  *
  *  - a page that is no longer an area's is filled with a pattern and must not
  *    change any more, and pages that the kernel freed are got back for that;
@@ -24,9 +24,10 @@
  * pages away has real-time priority and strikes at random times, so as to
  * preempt KVM between the lookup of a page and the use of what it found.
  *
- * Of bugs planted in pfncache.c, these were found in the first seconds, by memory
- * that was written to when it was the cache's no more: gpc_publish() that does not
- * look at area->stale, and gpc_is_being_invalidated() that always returns false.
+ * Of bugs planted in pfncache.c, these were found in the first seconds, by
+ * memory that was written to when it was the cache's no more: gpc_publish()
+ * that does not look at area->stale, and gpc_is_being_invalidated() that always
+ * returns false.
  */
 #include <linux/mempolicy.h>
 #include <linux/sizes.h>
@@ -56,7 +57,10 @@
 #define AREA_GVA		AREA_GPA
 #define AREA_SIZE		SZ_2M
 
-/* The pages of the area.  The runstates of vCPUs 1 and 2 cross the end of a page. */
+/*
+ * The pages of the area.  The runstates of vCPUs 1 and 2 cross the end of a
+ * page.
+ */
 #define SHARED_INFO		0
 #define VCPU_INFO(v)		(PAGE_SIZE + (v) * 64)
 #define TIME_INFO(v)		(2 * PAGE_SIZE + (v) * 32)
@@ -70,7 +74,10 @@
 #define NR_RECYCLED		64
 #define POISON			0xa5
 
-/* A word of evtchn_pending has one port, so that no event covers up for another. */
+/*
+ * A word of evtchn_pending has one port, so that no event covers up for
+ * another.
+ */
 enum { BY_IOCTL, BY_IRQFD, BY_HCALL, NR_SOURCES };
 #define NR_PORTS		5
 #define WORD(v, source, i)	(1 + ((v) * NR_SOURCES + (source)) * NR_PORTS + (i))
@@ -84,7 +91,7 @@ struct guest_seen {
 	u64 torn;
 };
 
-/* Between host and guest, in memory that nobody disturbs. */
+/* Between host and guest, in memory that is left alone. */
 static struct shared {
 	u32 epoch;
 	u32 nr_vcpus;
@@ -156,7 +163,10 @@ static void guest_check_runstate(u64 offset, struct guest_seen *last, bool resyn
 			now.time[i] = READ_ONCE(rs->time[i]);
 	} while (now.entry_time != READ_ONCE(rs->entry_time));
 
-	/* If one page of two was thrown away, it is not whole until KVM writes it. */
+	/*
+	 * If one page of two was thrown away, it is not whole until KVM writes
+	 * it.
+	 */
 	if (resync)
 		*last = (struct guest_seen) { .torn = strict ? 0 : now.entry_time };
 	GUEST_ASSERT(!strict || (now.entry_time > last->runstate.entry_time && !now.state));
@@ -222,14 +232,20 @@ static void guest_code(struct shared *shared, u32 id)
 	wrmsr(MSR_KERNEL_GS_BASE, id);
 
 	for (;;) {
-		/* Here the area may be out of reach; KVM uses it, the guest does not. */
+		/*
+		 * Here the area may be out of reach; KVM uses it, the guest
+		 * does not.
+		 */
 		strict = shared->strict[id];
 		if (!strict)
 			guest_send(id);
 		xen_guest_exit();
 		GUEST_SYNC(0);
 
-		/* Here the VMM keeps the memslot as it is, and retries what faults. */
+		/*
+		 * Here the VMM keeps the memslot as it is, and retries what
+		 * faults.
+		 */
 		resync = epoch != shared->epoch;
 		epoch = shared->epoch;
 		guest_check_runstate(RUNSTATE(id), &seen, resync, strict);
@@ -249,7 +265,7 @@ static void guest_code(struct shared *shared, u32 id)
 static u32 nr_vcpus = 2, nr_idle = 64, nr_hot, nr_rounds = 30, nr_actions = 48, seed;
 static bool on_memfd, gentle, quiet, round_over, stop;
 static struct kvm_vm *vm;
-/* Those that run, and then those that do not. */
+/* The ones that run, and then the ones that do not. */
 static struct kvm_vcpu *vcpus[MAX_VCPUS + MAX_IDLE];
 static u32 strict_passes[MAX_VCPUS], passes, retries, failed_sends, events[NR_SOURCES];
 static u32 idle_changes;
@@ -267,7 +283,10 @@ static bool twin_merged;
 
 /* Held while pages are away.  Taken before slot_lock. */
 static pthread_mutex_t area_lock = PTHREAD_MUTEX_INITIALIZER;
-/* Held for reading while a guest uses the area, for writing to drop its memslot or content. */
+/*
+ * Held for reading while a guest uses the area, for writing to drop its memslot
+ * or content.
+ */
 static pthread_rwlock_t slot_lock = PTHREAD_RWLOCK_WRITER_NONRECURSIVE_INITIALIZER_NP;
 /* Held to raise events. */
 static pthread_mutex_t send_lock = PTHREAD_MUTEX_INITIALIZER;
@@ -357,7 +376,10 @@ static void *vcpu_thread(void *arg)
 
 	while (!READ_ONCE(stop)) {
 		sh->strict[id] = READ_ONCE(quiet);
-		/* For the clocks to be written anew; runstate is with each KVM_RUN. */
+		/*
+		 * For the clocks to be written anew; runstate is with each
+		 * KVM_RUN.
+		 */
 		vcpu_ioctl(vcpus[id], KVM_KVMCLOCK_CTRL, NULL);
 		run_to_sync(id);
 		pthread_rwlock_rdlock(&slot_lock);
@@ -549,7 +571,10 @@ static bool do_mprotect(struct kvm_random_state *rng)
 	return true;
 }
 
-/* Throws away what is in anonymous memory; all but shared_info can cope with that. */
+/*
+ * Throws away what is in anonymous memory; all but shared_info can cope with
+ * that.
+ */
 static bool do_dontneed(struct kvm_random_state *rng)
 {
 	int first, nr, r;
@@ -600,7 +625,10 @@ static bool do_collapse(struct kvm_random_state *rng)
 	bool done = !madvise(memory, AREA_SIZE, MADV_COLLAPSE);
 
 	await_steps(nr_vcpus);
-	/* The last page has no use but to be dropped, which splits the huge page. */
+	/*
+	 * The last page has no use but to be dropped, which splits the huge
+	 * page.
+	 */
 	madvise(memory + AREA_SIZE - PAGE_SIZE, PAGE_SIZE, on_memfd ? MADV_REMOVE : MADV_DONTNEED);
 	return done;
 }
@@ -615,7 +643,10 @@ static bool do_fork(struct kvm_random_state *rng)
 	return pid > 0 && waitpid(pid, &status, 0) == pid;
 }
 
-/* With the guests kept from consuming events, shared_info comes to rest and can be shared. */
+/*
+ * With the guests kept from consuming events, shared_info comes to rest and can
+ * be shared.
+ */
 static bool do_ksm(struct kvm_random_state *rng)
 {
 	long end;
@@ -745,7 +776,7 @@ static void disturb(int by, struct kvm_random_state *rng)
 		pthread_mutex_unlock(&area_lock);
 }
 
-/* Get back what was freed, and see that nobody writes to it. */
+/* Get back what was freed, and see that it is not written to. */
 static void recycle(void)
 {
 	int p;
@@ -756,7 +787,10 @@ static void recycle(void)
 	memset(recycled, POISON, NR_RECYCLED * PAGE_SIZE);
 }
 
-/* Of real-time priority, see above: a random nap ends anywhere in what others do. */
+/*
+ * Of real-time priority, see above: a random nap ends anywhere in what others
+ * do.
+ */
 static void take_away(struct kvm_random_state *rng)
 {
 	struct timespec nap = {};
@@ -802,7 +836,10 @@ static void create_memory(void)
 	const int anon = MAP_PRIVATE | MAP_ANONYMOUS;
 	int p;
 
-	/* The holes between keep what is mapped apart; all is left to the end of the process. */
+	/*
+	 * The holes between keep what is mapped apart; all is left to the end
+	 * of the process.
+	 */
 	area = kvm_mmap(8 * AREA_SIZE, PROT_NONE, anon, -1);
 	area = (char *)round_up((unsigned long)area, AREA_SIZE);
 	away = area + 2 * AREA_SIZE;
@@ -975,8 +1012,8 @@ static void await_strict_passes(u32 nr)
 }
 
 /*
- * Stop to send, and wait for each vCPU to do what is left to do.  The other vCPUs
- * send to it until each of them has noticed.
+ * Stop to send, and wait for each vCPU to do what is left to do.  The other
+ * vCPUs send to it until each of them has noticed.
  */
 static void rest(void)
 {
@@ -984,7 +1021,9 @@ static void rest(void)
 	WRITE_ONCE(quiet, true);
 	pthread_mutex_unlock(&send_lock);
 
-	/* Events by irqfd go to a worker; deassigning the irqfd waits for it. */
+	/*
+	 * Events by irqfd go to a worker; deassigning the irqfd waits for it.
+	 */
 	set_irqfds(false);
 	set_irqfds(true);
 	await_strict_passes(1);

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * vcpu_info, which is in shared_info until the guest has it somewhere else: events
- * get to the right one, in either word size, a vCPU has none where Xen has none, and
- * moving it takes along what belongs to it.
+ * vcpu_info, which is in shared_info until the guest has it somewhere else:
+ * events get to the right one, in either word size, a vCPU has none where Xen
+ * has none, and moving it takes along what belongs to it.
  */
 #include "test_util.h"
 #include "kvm_test_harness.h"
@@ -168,7 +168,10 @@ TEST_F(xen_area, event_in_default)
 		drop_shared_info(self->vm);
 		ASSERT_EQ(set_vcpu_id(self->vcpu, ids[i]), 0);
 		set_shared_info(self->vm, variant->by_hva);
-		/* It may have been told to look at all ports, as its ID has changed. */
+		/*
+		 * It may have been told to look at all ports, as its ID has
+		 * changed.
+		 */
 		vcpu_run(self->vcpu);
 		memset(self->shinfo, 0, PAGE_SIZE);
 
@@ -218,7 +221,7 @@ TEST_F(xen_area, upcall_from_default)
 	EXPECT_EQ(uc.args[1], 1);
 }
 
-/* There are 32 of them.  Whoever else has none has to register one. */
+/* There are 32 of them.  Any other vCPU has to register one. */
 TEST_F(xen_area, none_above_31)
 {
 	ASSERT_EQ(set_vcpu_id(self->vcpu, MAX_VIRT_CPUS), 0);
@@ -232,7 +235,7 @@ TEST_F(xen_area, none_above_31)
 	expect_event(_metadata, self->registered, variant->long_mode);
 }
 
-/* Nobody has said which one it is. */
+/* Its ID is not known. */
 TEST_F(xen_area, none_without_id)
 {
 	int i;
@@ -308,7 +311,10 @@ TEST_F(xen_area, id_in_use)
 	EXPECT_EQ(set_vcpu_id(self->vcpu, 4), 0);
 }
 
-/* What is pending in the default of the old ID, the guest finds by that of the new one. */
+/*
+ * What is pending in the default of the old ID, the guest finds by that of the
+ * new one.
+ */
 TEST_F(xen_area, id_changes_with_event_pending)
 {
 	u64 all = variant->long_mode ? ~0ull : ~0u;
@@ -351,7 +357,10 @@ TEST_F(xen_area, default_or_registered)
 	EXPECT_EQ(get_attr(self->vcpu, KVM_XEN_VCPU_ATTR_TYPE_VCPU_INFO_HVA), 0);
 }
 
-/* To where there may be anything: what moves is all there is, and all is looked at. */
+/*
+ * To where there may be anything: what moves is all there is, and all is looked
+ * at.
+ */
 TEST_F(xen_area, move)
 {
 	u64 all = variant->long_mode ? ~0ull : ~0u;
@@ -416,7 +425,10 @@ TEST_F(xen_area, reset)
 	expect_nothing(_metadata, from);
 }
 
-/* What is pending is found, even if shared_info was away when vcpu_info was reset. */
+/*
+ * What is pending is found, even if shared_info was away when vcpu_info was
+ * reset.
+ */
 TEST_F(xen_area, reset_without_shared_info)
 {
 	u8 *from = default_vcpu_info(self->shinfo, 5);
@@ -535,7 +547,10 @@ static bool is_pending(u8 *shinfo, bool long_mode)
 			   READ_ONCE(shinfo32->evtchn_pending[PORT / 32]) & BIT(PORT % 32);
 }
 
-/* It is the guest's to make sense of that: each area is written as if it were alone. */
+/*
+ * It is the guest's to make sense of that: each area is written as if it were
+ * alone.
+ */
 TEST_F(xen_area, overlap)
 {
 	/* Over vcpu_info's own time. */

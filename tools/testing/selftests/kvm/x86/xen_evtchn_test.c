@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * Delivery of Xen event channels when a place that an event goes to, i.e.
- * shared_info or the vCPU's vcpu_info, was never registered, before the vCPU has
- * an upcall vector, while an event channel is bound to another vCPU, and while an
- * event is taken back.
+ * shared_info or the vCPU's vcpu_info, was never registered, before the vCPU
+ * has an upcall vector, while an event channel is bound to another vCPU, and
+ * while an event is taken back.
  *
  * Each way of raising an event fails or defers the event as documented, KVM
  * does not WARN, and an event that is deferred is there once the vCPU gets its
@@ -31,7 +31,10 @@
 #define OTHER_PORT		200
 #define UPCALL_VECTOR		0x30
 
-/* On a single CPU, a round takes some time slices, and hardly anything can race. */
+/*
+ * On a single CPU, a round takes some time slices, and hardly anything can
+ * race.
+ */
 #define UPDATE_ROUNDS		2000
 #define UPDATE_ROUNDS_1CPU	20
 #define UPDATES_PER_ROUND	9
@@ -139,8 +142,8 @@ static void set_reach(struct kvm_vm *vm, u64 gpa, bool in_reach)
 }
 
 /*
- * The VMM keeps hypercalls to itself.  This comes first, as it says less while, or soon
- * after, any VM on the host has them intercepted.
+ * The VMM keeps hypercalls to itself.  This comes first, as it says less while,
+ * or soon after, any VM on the host has them intercepted.
  */
 TEST(events_without_hypercalls)
 {
@@ -235,7 +238,7 @@ TEST_F(xen_evtchn, line_without_shared_info)
 	close(fd);
 }
 
-/* What waits for nobody but the VMM's own thread may take its time. */
+/* What only the VMM's own thread waits for may take its time. */
 TEST_F(xen_evtchn, line_without_page)
 {
 	struct kvm_irq_level line = { .irq = EVTCHN_GSI, .level = 1 };
@@ -305,7 +308,10 @@ TEST_F(xen_evtchn, irqfd_without_page)
 	uffd = uffd_page_take(shinfo);
 	TEST_ASSERT_EQ(eventfd_write(irqfd.fd, 1), 0);
 
-	/* This waits for whoever delivers the event, and so do other VMs that do it. */
+	/*
+	 * This waits for the delivery of the event, and so do other VMs that do
+	 * it.
+	 */
 	TEST_ASSERT_EQ(pthread_create(&thread, NULL, deassign, &irqfd), 0);
 	clock_gettime(CLOCK_REALTIME, &limit);
 	limit.tv_sec += 10;
@@ -348,7 +354,9 @@ static void wait_for_clock(struct kvm_vm *vm, u64 when)
 		sched_yield();
 }
 
-/* An event that waits is one event, also if the timer was set for later before. */
+/*
+ * An event that waits is one event, also if the timer was set for later before.
+ */
 TEST_F(xen_evtchn, timer_read_while_pending)
 {
 	struct xen_shared_info *shinfo = addr_gpa2hva(self->vm, SHINFO_GPA);
@@ -405,7 +413,10 @@ TEST_F(xen_evtchn, pending_without_vcpu_info)
 	EXPECT_EQ(vi->evtchn_pending_sel, BIT_ULL(EVTCHN_PORT / 64));
 }
 
-/* What was selected in 32-bit mode, a 64-bit guest finds, too: port 66 is in another word. */
+/*
+ * What was selected in 32-bit mode, a 64-bit guest finds, too: port 66 is in
+ * another word.
+ */
 TEST_F(xen_evtchn, pending_in_other_mode)
 {
 	struct xen_vcpu_info *vi = addr_gpa2hva(self->vm, VCPU_INFO_GPA);
@@ -485,7 +496,10 @@ TEST_F(xen_evtchn, pending_without_vector)
 	EXPECT_EQ(*upcalls, 1);
 }
 
-/* The event waits for the local APIC, which nobody else knows until it is enabled. */
+/*
+ * The event waits for the local APIC, which has no other record until it is
+ * enabled.
+ */
 TEST_F(xen_evtchn, pending_without_apic)
 {
 	u64 *upcalls = addr_gva2hva(self->vm, (gva_t)&nr_upcalls);
@@ -558,7 +572,9 @@ TEST_F(xen_evtchn, vector_of_vcpu_255)
 	EXPECT_FALSE(vector_is_requested(self->vcpu));
 }
 
-/* What enabling the local APIC puts into its IRR is not what the VMM has saved. */
+/*
+ * What enabling the local APIC puts into its IRR is not what the VMM has saved.
+ */
 TEST_F(xen_evtchn, pending_before_lapic_is_set)
 {
 	struct kvm_lapic_state lapic;

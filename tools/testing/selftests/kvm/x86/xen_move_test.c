@@ -2,25 +2,26 @@
 /*
  * Xen's vcpu_info moves while events are delivered.
  *
- * Each vCPU's vcpu_info goes from its default place in shared_info to another one
- * and back again, over and over, while events of all kinds are raised from threads
- * of their own: by ioctl, by irqfd, by the guest of one vCPU for another and for
- * itself, and by timers.  The memory is taken away all the while, and the table is
- * replaced that has the irqfds' routes.  Each event is raised when the guest has seen
- * the one before of its port, and no sooner, so one that is lost ends the test, and so
- * does one that nobody raised.  And what was delivered before a vCPU runs, it sees in
- * that run, so a move cannot make up for what another one has lost.  The guest's word
- * size changes from round to round.
+ * Each vCPU's vcpu_info goes from its default place in shared_info to another
+ * one and back again, over and over, while events of all kinds are raised from
+ * threads of their own: by ioctl, by irqfd, by the guest of one vCPU for
+ * another and for itself, and by timers.  The memory is taken away all the
+ * while, and the table is replaced that has the irqfds' routes.  Each event is
+ * raised when the guest has seen the one before of its port, and no sooner, so
+ * one that is lost ends the test, and so does one that was not raised.  And
+ * what was delivered before a vCPU runs, it sees in that run, so a move cannot
+ * make up for what another one has lost.  The guest's word size changes from
+ * round to round.
  *
- * In the middle of each round, the VM is saved and restored, as for a live update:
- * each attribute that can be read is set to what was read.  vCPUs and ioctls pause
- * for that, but eventfds are written to all the while, and hold what nobody takes,
- * and the memory is taken away.
+ * In the middle of each round, the VM is saved and restored, as for a live
+ * update: each attribute that can be read is set to what was read.  vCPUs and
+ * ioctls pause for that, but eventfds are written to all the while, and hold
+ * what is not taken, and the memory is taken away.
  *
- * Of bugs planted in KVM, moving and resetting without having the guest look at all
- * ports are found in the first round, irqfds that keep the routes that they had by one
- * of the first events, and attributes that do not bring what waits in the kernel to
- * vcpu_info in the fourth round.
+ * Of bugs planted in KVM, moving and resetting without having the guest look at
+ * all ports are found in the first round, irqfds that keep the routes that they
+ * had by one of the first events, and attributes that do not bring what waits
+ * in the kernel to vcpu_info in the fourth round.
  */
 #include <linux/mempolicy.h>
 #include <sys/eventfd.h>
@@ -69,7 +70,7 @@ static int nr_ports(int source)
 	return source == BY_TIMER || source == BY_VMM ? 1 : NR_PORTS;
 }
 
-/* Those of a source are every other one of a word, of 32 bits, that is its own. */
+/* A source has every other port of a word, of 32 bits, that is its own. */
 static u32 port_of(int v, int source, int i)
 {
 	return (1 + v * NR_SOURCES + source) * 32 + 2 * i + 1;
@@ -85,7 +86,7 @@ struct events {
 	u32 repeats;
 };
 
-/* Between host and guest, in memory that nobody disturbs. */
+/* Between host and guest, in memory that is left alone. */
 struct shared {
 	u32 nr_vcpus;
 	/* Of each port. */
@@ -233,7 +234,9 @@ static void guest_apic_upcall(struct ex_regs *regs)
 	x2apic_write_reg(APIC_EOI, 0);
 }
 
-/* The timer was started before the vCPU ran, so there is something to wait for. */
+/*
+ * The timer was started before the vCPU ran, so there is something to wait for.
+ */
 static void guest_await_timer(struct shared *sh, u32 v)
 {
 	struct events *e = &sh->events[v][BY_TIMER][0];
@@ -282,7 +285,7 @@ static int irqfds[MAX_VCPUS][NR_PORTS];
 static int nr_due = NR_PORTS;
 static struct shared *sh;
 static struct kvm_vm *vm;
-/* Whom to stop: vCPUs, who sends by ioctl, and who goes on while the VM is saved. */
+/* Stop vCPUs, senders by ioctl, and the threads that go on during the save. */
 static bool stop_vcpus, stop_ioctls, stop;
 static bool in_the_middle;
 
@@ -290,7 +293,7 @@ static const char * const source_names[NR_SOURCES] = {
 	"ioctl", "irqfd", "hypercall", "IPI", "timer", "VMM",
 };
 
-/* Default, by GPA, default, by HVA.  What is left behind, nobody finds. */
+/* Default, by GPA, default, by HVA.  What is left behind is lost. */
 static void move_vcpu_info(int v)
 {
 	u64 old = sh->vcpu_info[v] - AREA_GVA, offset = DEFAULT_INFO(v);
@@ -325,7 +328,10 @@ static void start_timer(int v, u64 delay_ns)
 	xen_set_timer(vcpus[v], port_of(v, BY_TIMER, 0), clock.clock + delay_ns);
 }
 
-/* Have it that there are events which the guest has not seen when vcpu_info moves. */
+/*
+ * Have it that there are events which the guest has not seen when vcpu_info
+ * moves.
+ */
 static void let_others_send(int v)
 {
 	int i;
@@ -350,7 +356,9 @@ static void run_and_check(int v)
 	if (get_ucall(vcpus[v], &uc) == UCALL_ABORT)
 		REPORT_GUEST_ASSERT(uc);
 
-	/* That of the event that was sent when the VM was saved, if no other. */
+	/*
+	 * That of the event that was sent when the VM was saved, if no other.
+	 */
 	TEST_ASSERT(!has_apic_upcalls(v) || sh->apic_upcalls[v] || !times_saved,
 		    "vCPU %d: an upcall by the local APIC was lost", v);
 
@@ -366,7 +374,10 @@ static void run_and_check(int v)
 	}
 }
 
-/* There is an event to come of each irqfd, and vcpu_info is where it was not before. */
+/*
+ * There is an event to come of each irqfd, and vcpu_info is where it was not
+ * before.
+ */
 static bool may_be_saved(int v)
 {
 	int i;
@@ -442,7 +453,7 @@ static void *send_irqfds(void *arg)
 	return NULL;
 }
 
-/* The pages stay in the memfd; whoever wants one has to look for it anew. */
+/* The pages stay in the memfd; each user has to look for them anew. */
 static void *take_memory_away(void *unused)
 {
 	char *area = addr_gpa2hva(vm, AREA_GPA);
@@ -500,7 +511,7 @@ static void route_irqfds(void)
 	vm_ioctl(vm, KVM_SET_GSI_ROUTING, &routing.info);
 }
 
-/* To where they are: whoever delivers by the table that goes must not lose it. */
+/* To where they are: a delivery by the old table must not lose its event. */
 static void *set_routes(void *unused)
 {
 	while (!READ_ONCE(stop_ioctls)) {
@@ -513,8 +524,8 @@ static void *set_routes(void *unused)
 }
 
 /*
- * While the vCPUs do not run, an irqfd has one event to send.  Have those sent one after
- * the other: the next one when those before are on their way.
+ * While the vCPUs do not run, an irqfd has one event to send.  Have them sent
+ * one after the other: the next one when the ones before are on their way.
  */
 static void let_irqfds_send(int nr)
 {
@@ -529,7 +540,10 @@ static void let_irqfds_send(int nr)
 	WRITE_ONCE(nr_due, max(nr, nr_due));
 }
 
-/* The last irqfds go, and come back, first, so that events are sent before and after. */
+/*
+ * The last irqfds go, and come back, first, so that events are sent before and
+ * after.
+ */
 static void deassign_irqfds(void)
 {
 	int v, i;
@@ -556,7 +570,10 @@ static void assign_irqfds(void)
 		let_irqfds_send(NR_PORTS / 2 + (NR_PORTS - i + 1) / 2);
 		for (v = 0; v < nr_vcpus; v++) {
 			nr_held += holds_event(irqfds[v][i]);
-			/* KVM looks at it, and is told: both may raise an event of just now. */
+			/*
+			 * KVM looks at it, and is told: both may raise an event
+			 * of just now.
+			 */
 			sh->events[v][BY_IRQFD][i].repeats = times_saved ? 1 : 0;
 			kvm_assign_irqfd(vm, gsi_of(v, i), irqfds[v][i]);
 		}
@@ -587,9 +604,10 @@ union attr {
 #define VCPU_ATTR(name)	{ #name, true, KVM_XEN_VCPU_ATTR_TYPE_##name }
 
 /*
- * All that can be read, in the order to set them: first the word size; vcpu_info before
- * the ID and shared_info, or it would move from there; the runstate before its area,
- * which it is written to; the timer when there is a place for its event.
+ * All that can be read, in the order to set them: first the word size;
+ * vcpu_info before the ID and shared_info, or it would move from there; the
+ * runstate before its area, which it is written to; the timer when there is a
+ * place for its event.
  */
 static const struct {
 	const char *name;
@@ -657,7 +675,9 @@ static void set_attr(int n, int v, union attr *attr)
 		vm_ioctl(vm, KVM_XEN_HVM_SET_ATTR, &attr->hvm);
 }
 
-/* An area is by GPA or by HVA; that it is not by the one would undo the other. */
+/*
+ * An area is by GPA or by HVA; that it is not by the one would undo the other.
+ */
 static bool is_no_area(int n, union attr *attr)
 {
 	if (!attrs[n].of_vcpu)
@@ -671,7 +691,10 @@ static bool is_no_area(int n, union attr *attr)
 	       (attrs[n].type == KVM_XEN_VCPU_ATTR_TYPE_VCPU_INFO_HVA && !attr->vcpu.u.hva);
 }
 
-/* A timer that has expired has raised its event, which is as good as another one. */
+/*
+ * A timer that has expired has raised its event, which is as good as another
+ * one.
+ */
 static void timer_is_read(int v, union attr *attr)
 {
 	struct events *e = &sh->events[v][BY_TIMER][0];
@@ -681,8 +704,9 @@ static void timer_is_read(int v, union attr *attr)
 }
 
 /*
- * The last first: reading the timer and vcpu_info brings there what waits in the kernel.
- * The timer must not expire after that; should it before, it will do so again.
+ * The last first: reading the timer and vcpu_info brings there what waits in
+ * the kernel.  The timer must not expire after that; should it before, it will
+ * do so again.
  */
 static void save_attrs(struct saved *saved)
 {
@@ -745,7 +769,10 @@ static void prepare_to_save(void)
 		if (may_send(sh, v, BY_TIMER, 0))
 			start_timer(v, v % 2 ? TIMER_DELAY_NS : SAVED_TIMER_DELAY_NS);
 
-		/* Where vcpu_info is in a page of its own, the selector waits in the kernel. */
+		/*
+		 * Where vcpu_info is in a page of its own, the selector waits
+		 * in the kernel.
+		 */
 		TEST_ASSERT_EQ(madvise(area, AREA_PAGES * PAGE_SIZE, MADV_DONTNEED), 0);
 		TEST_ASSERT(may_send(sh, v, BY_VMM, 0), "An event was lost over the last time");
 		sh->apic_upcalls[v] = 0;
@@ -797,8 +824,8 @@ static void restore(struct saved *saved)
 }
 
 /*
- * Save the VM and restore it, with whatever is pending: in shared_info, in a vcpu_info,
- * in the kernel for want of these, in a timer, in an eventfd.
+ * Save the VM and restore it, with whatever is pending: in shared_info, in a
+ * vcpu_info, in the kernel for want of these, in a timer, in an eventfd.
  */
 static void save_and_restore(void)
 {
@@ -897,7 +924,7 @@ static void run_vm(void)
 		start(&senders[v], send_ioctls, v);
 	}
 
-	/* Whoever is done goes on to move, until all are. */
+	/* A thread that is done goes on to move, until all are. */
 	for (v = 0; v < nr_vcpus; v++) {
 		while (in_the_middle ? !half_seen(v) : !all_seen(sh, v))
 			usleep(1000);

@@ -162,8 +162,8 @@ TEST_F(xen_poll, masked)
 }
 
 /*
- * The guest takes no interrupts, so that an event which KVM delivers by interrupt
- * alone wakes nobody.  Here the guest's selector is set ...
+ * The guest takes no interrupts, so that an event which KVM delivers by
+ * interrupt alone wakes no poller.  Here the guest's selector is set ...
  */
 TEST_F(xen_poll, not_masked_selector_set)
 {
@@ -299,7 +299,10 @@ TEST_F(xen_poll, interrupt)
 	expect_poll_returned(_metadata, self->vcpu);
 }
 
-/* The guest has been up for a million seconds, and does not wait for as long again. */
+/*
+ * The guest has been up for a million seconds, and does not wait for as long
+ * again.
+ */
 TEST_F(xen_poll, timeout)
 {
 	struct kvm_clock_data clock = { .clock = 1000000 * 1000000000ULL };

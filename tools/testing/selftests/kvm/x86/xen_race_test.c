@@ -2,14 +2,14 @@
 /*
  * Two CPUs at Xen's areas, at every instruction of each other.
  *
- * What a guest sees of KVM's writes from another CPU: their order is part of its ABI.
- * What KVM sees of an event that is raised while another CPU delivers events, changes
- * the guest's mode or begins to wait for it.
+ * What a guest sees of KVM's writes from another CPU: their order is part of
+ * its ABI.  What KVM sees of an event that is raised while another CPU delivers
+ * events, changes the guest's mode or begins to wait for it.
  *
- * One thread has KVM do something, again and again.  The other one, on another CPU,
- * sleeps for a moment, then looks, or has KVM do something else.  The moment ends after
- * any instruction of the first thread, also where the two CPUs are emulated in turn, as
- * by QEMU's -icount.
+ * One thread has KVM do something, again and again.  The other one, on another
+ * CPU, sleeps for a moment, then looks, or has KVM do something else.  The
+ * moment ends after any instruction of the first thread, also where the two
+ * CPUs are emulated in turn, as by QEMU's -icount.
  */
 #include <pthread.h>
 #include <sys/mman.h>
@@ -39,7 +39,10 @@
 #define MOMENT_NS	3000
 /* Where the CPUs do run at the same time, more than one look is of use. */
 #define LOOKS		64
-/* Each of them finds any instruction of the other thread's about ten times or more. */
+/*
+ * Each of them finds any instruction of the other thread's about ten times or
+ * more.
+ */
 #define MOMENTS		20000
 #define MODE_CHANGES	300
 #define DROPS		1000
@@ -47,7 +50,10 @@
 
 #define NR_WORDS	64
 
-/* Of CPUs that are emulated in turn, the first one is first when a timer has expired. */
+/*
+ * Of CPUs that are emulated in turn, the first one is first when a timer has
+ * expired.
+ */
 #define SLEEPY_CPU	0
 #define BUSY_CPU	1
 
@@ -66,9 +72,14 @@ struct race {
 	/* Whether the other thread does nothing. */
 	bool hold;
 	unsigned int moments;
-	/* Odd while a thread of the test's itself writes to the guest's memory. */
+	/*
+	 * Odd while a thread of the test's itself writes to the guest's memory.
+	 */
 	unsigned long seq;
-	/* Times that something was seen half done, and that it must not be seen so. */
+	/*
+	 * Times that something was seen half done, and that it must not be seen
+	 * so.
+	 */
 	unsigned long half_done;
 	unsigned long bad;
 };
@@ -97,7 +108,10 @@ FIXTURE_TEARDOWN(xen_race)
 	kvm_vm_free(self->r.vm);
 }
 
-/* The other thread runs @function.  It is the one that sleeps, unless the main thread does. */
+/*
+ * The other thread runs @function.  It is the one that sleeps, unless the main
+ * thread does.
+ */
 static void start(struct race *r, void *(*function)(void *), bool main_sleeps)
 {
 	kvm_pthread_create(&r->thread, NULL, function, r);
@@ -159,7 +173,10 @@ static void *look_at_upcalls(void *arg)
 	return NULL;
 }
 
-/* The guest clears upcall_pending, then looks at the selectors: they are set by then. */
+/*
+ * The guest clears upcall_pending, then looks at the selectors: they are set by
+ * then.
+ */
 TEST_F(xen_race, selector_before_upcall)
 {
 	struct race *r = &self->r;
@@ -387,7 +404,9 @@ static void route_words(struct race *r)
 	free(routing);
 }
 
-/* To ask for vcpu_info is to have KVM deliver what it has deferred, if it can. */
+/*
+ * To ask for vcpu_info is to have KVM deliver what it has deferred, if it can.
+ */
 static void deliver(struct race *r)
 {
 	struct kvm_xen_vcpu_attr attr = { .type = KVM_XEN_VCPU_ATTR_TYPE_VCPU_INFO };
@@ -450,7 +469,10 @@ static void *send_deferred(void *arg)
 	return NULL;
 }
 
-/* An event for one shared_info, even if it is deferred, isn't raised in the next. */
+/*
+ * An event for one shared_info, even if it is deferred, isn't raised in the
+ * next.
+ */
 TEST_F(xen_race, dropped)
 {
 	struct race *r = &self->r;
@@ -525,7 +547,10 @@ static bool has_begun(struct guest_state *gs, u64 round)
 	return true;
 }
 
-/* An event that comes when the guest begins to poll ends the poll, masked as it is. */
+/*
+ * An event that comes when the guest begins to poll ends the poll, masked as it
+ * is.
+ */
 TEST_F(xen_race, poll)
 {
 	struct race *r = &self->r;

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Events in a vcpu_info at any address that KVM takes, i.e. any multiple of 4 that
- * leaves it within one page, in 64-bit and in 32-bit mode, and while the mode
- * changes.
+ * Events in a vcpu_info at any address that KVM takes, i.e. any multiple of 4
+ * that leaves it within one page, in 64-bit and in 32-bit mode, and while the
+ * mode changes.
  */
 #include <pthread.h>
 
@@ -60,8 +60,8 @@ static bool only_changed(u8 *page, unsigned int first, unsigned int last)
 }
 
 /*
- * Raise PORT with a vcpu_info at OFFSET, either before or after KVM is told of it:
- * the one is the vCPU's to deliver, the other is delivered at once.
+ * Raise PORT with a vcpu_info at OFFSET, either before or after KVM is told of
+ * it: the one is the vCPU's to deliver, the other is delivered at once.
  */
 static bool event_arrives(struct kvm_vcpu *vcpu, u8 *shinfo, u8 *page, unsigned int offset,
 			  bool long_mode, bool wait)
@@ -127,7 +127,10 @@ static void *flip_mode(void *arg)
 	return NULL;
 }
 
-/* All of the page is zero but the given bytes, and the wall clock of either mode. */
+/*
+ * All of the page is zero but the given bytes, and the wall clock of either
+ * mode.
+ */
 static bool only_changed_shinfo(u8 *shinfo, unsigned int first, unsigned int last)
 {
 	unsigned int i;

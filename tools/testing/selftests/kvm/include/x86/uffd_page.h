@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * A page that is missing until a test brings it.  A fault on it waits meanwhile.
+ * A page that is missing until a test brings it.  A fault on it waits
+ * meanwhile.
  */
 #ifndef SELFTEST_KVM_UFFD_PAGE_H
 #define SELFTEST_KVM_UFFD_PAGE_H

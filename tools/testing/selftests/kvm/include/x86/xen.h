@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * What tests of KVM's Xen emulation share: the guest's ABI, as far as tests look
- * at it, and the ioctls that set a VM up for it.
+ * What tests of KVM's Xen emulation share: the guest's ABI, as far as tests
+ * look at it, and the ioctls that set a VM up for it.
  */
 #ifndef SELFTEST_KVM_XEN_H
 #define SELFTEST_KVM_XEN_H
@@ -93,8 +93,8 @@ struct xen_singleshot_timer {
 };
 
 /*
- * KVM does what is pending for a vCPU between two entries: this exit does not go
- * to userspace, so another entry follows.
+ * KVM does what is pending for a vCPU between two entries: this exit does not
+ * go to userspace, so another entry follows.
  */
 static inline void xen_guest_exit(void)
 {
@@ -116,7 +116,9 @@ static inline u64 xen_guest_send(u32 port)
 	return __xen_hypercall(__HYPERVISOR_event_channel_op, EVTCHNOP_send, &port);
 }
 
-/* Until PORT is pending or, if TIMEOUT is not 0, the guest's clock shows that. */
+/*
+ * Until PORT is pending or, if TIMEOUT is not 0, the guest's clock shows that.
+ */
 static inline u64 xen_guest_poll(u32 port, u64 timeout)
 {
 	struct xen_sched_poll poll = {
@@ -184,7 +186,9 @@ static inline void xen_enable(struct kvm_vm *vm)
 	xen_enable_with(vm, 0);
 }
 
-/* The same, and vcpu_info is in shared_info until it is registered elsewhere. */
+/*
+ * The same, and vcpu_info is in shared_info until it is registered elsewhere.
+ */
 static inline void xen_enable_default_vcpu_info(struct kvm_vm *vm)
 {
 	xen_enable_with(vm, KVM_XEN_HVM_CONFIG_DEFAULT_VCPU_INFO);
