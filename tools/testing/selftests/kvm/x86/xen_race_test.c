@@ -45,7 +45,7 @@
  */
 #define MOMENTS		20000
 #define MODE_CHANGES	300
-#define DROPS		1000
+#define DROPS		200
 #define POLLS		2000
 
 #define NR_WORDS	64
