@@ -137,7 +137,8 @@ static inline bool kvm_gpc_is_active(struct gfn_to_pfn_cache *gpc)
  * kvm_gpc_gpa() - get the guest physical address of an area
  * @gpc: the cache of the area
  *
- * Context: Same as kvm_gpc_is_active().
+ * Context: Any.  The caller must prevent concurrent activation and deactivation
+ *	    of @gpc, which free what is read here.
  * Return: The guest physical address that @gpc was activated with, INVALID_GPA
  *	   if @gpc was activated by userspace address or is not active.
  */
@@ -147,7 +148,8 @@ gpa_t kvm_gpc_gpa(const struct gfn_to_pfn_cache *gpc);
  * kvm_gpc_hva() - get the userspace address of an area
  * @gpc: the cache of the area
  *
- * Context: Same as kvm_gpc_is_active().
+ * Context: Any.  The caller must prevent concurrent activation and deactivation
+ *	    of @gpc, which free what is read here.
  * Return: The userspace address that @gpc was activated with, 0 if @gpc was
  *	   activated by guest physical address or is not active.
  */

@@ -30,7 +30,8 @@
  *  - gpc->refresh_lock: held by a refresh of gpc->area and by its replacement.
  *    May be held for as long as userspace takes to provide a page.
  *  - kvm->srcu: held by a refresh from the lookup of memslots until the area is
- *    mapped.
+ *    mapped.  An activation takes refresh_lock inside of it, to publish its
+ *    area, so a holder of refresh_lock must not wait for kvm->srcu.
  *  - kvm->gpc_lock: protects the tree, the ranges of all areas, their states
  *    and the invalidations under way.  Invalidations spin for readers under it.
  *
@@ -71,11 +72,10 @@ struct gpc_area {
 	unsigned int len;
 	unsigned int nr_pages;
 
-	/* The mapping, NULL if the pages are in the direct map or unmapped. */
-	struct gpc_map *map;
-
 	/* The members from here on are written under kvm->gpc_lock. */
 
+	/* The mapping, NULL if the pages are in the direct map or unmapped. */
+	struct gpc_map *map;
 	/* The ranges are up to date.  Cleared when a memslot changes. */
 	bool bound;
 	/* An invalidation has begun since the pages were looked up. */
@@ -334,12 +334,11 @@ static void gpc_invalidate(struct gpc_area *area)
 
 	area->stale = true;
 
-	/* Only the published area can be mapped. */
-	if (gpc->area != area || !gpc->khva)
-		return;
-
-	WRITE_ONCE(gpc->khva, NULL);
-	gpc_wait_for_readers(gpc);
+	/* Only the published area has readers. */
+	if (gpc->area == area && gpc->khva) {
+		WRITE_ONCE(gpc->khva, NULL);
+		gpc_wait_for_readers(gpc);
+	}
 
 	if (area->map) {
 		llist_add(&area->map->node, &kvm->gpc_stale_maps);
@@ -408,6 +407,10 @@ void kvm_gpc_invalidate_end(struct kvm *kvm, unsigned long start, unsigned long 
 			retry |= range->area->failed;
 	}
 
+	/*
+	 * A refresh that isn't asleep yet checks under gpc_lock before it
+	 * sleeps.
+	 */
 	if (wq_has_sleeper(&kvm->gpc_invalidations.wait))
 		wake_up_all(&kvm->gpc_invalidations.wait);
 
@@ -563,15 +566,9 @@ static int gpc_lookup_range(const struct gpc_range *range, kvm_pfn_t *pfn, struc
 			.refcounted_page = &page[i],
 		};
 
-		if (get_user_page_fast_only(kfp.hva, FOLL_WRITE, &page[i])) {
-			pfn[i] = page_to_pfn(page[i]);
-			continue;
-		}
-
 		if (gpc_wait_state() == TASK_INTERRUPTIBLE)
 			kfp.flags |= FOLL_INTERRUPTIBLE;
 
-		page[i] = NULL;
 		pfn[i] = hva_to_pfn(&kfp);
 		if (is_error_noslot_pfn(pfn[i]))
 			return gpc_pfn_to_errno(pfn[i]);
@@ -581,14 +578,30 @@ static int gpc_lookup_range(const struct gpc_range *range, kvm_pfn_t *pfn, struc
 }
 
 /*
- * Look up the area's pages.  Return the address of the first page, and in @map
- * the mapping, if any.  References to the pages are held, on error to some of
- * them.
+ * Have an invalidation remove @map, also before the area is published, which
+ * may take long.
  */
-static void *gpc_lookup_and_map(const struct gpc_area *area, kvm_pfn_t *pfn,
-				struct page **page, struct gpc_map **map)
+static void *gpc_keep_map(struct gpc_area *area, struct gpc_map *map)
+{
+	scoped_guard(spinlock, &area->gpc->kvm->gpc_lock) {
+		if (!area->stale) {
+			area->map = map;
+			return map->addr;
+		}
+	}
+
+	gpc_unmap(map);
+	return ERR_PTR(-EAGAIN);
+}
+
+/*
+ * Look up the area's pages.  Return the address of the first page.  References
+ * to the pages are held, on error to some of them.
+ */
+static void *gpc_lookup_and_map(struct gpc_area *area, kvm_pfn_t *pfn, struct page **page)
 {
 	unsigned int i, nr = 0;
+	struct gpc_map *map;
 	void *addr;
 	int ret;
 
@@ -606,16 +619,15 @@ static void *gpc_lookup_and_map(const struct gpc_area *area, kvm_pfn_t *pfn,
 
 	gpc_unmap_stale(area->gpc->kvm);
 
-	*map = gpc_map(pfn, page, nr);
-	return IS_ERR(*map) ? ERR_CAST(*map) : (*map)->addr;
+	map = gpc_map(pfn, page, nr);
+	return IS_ERR(map) ? ERR_CAST(map) : gpc_keep_map(area, map);
 }
 
 /*
  * Let readers use @area, unless it was invalidated since its pages were looked
  * up.  An area that it replaces has no readers any more.
  */
-static int gpc_publish(struct gpc_area *area, struct page **page, void *addr,
-		       struct gpc_map *map)
+static int gpc_publish(struct gpc_area *area, struct page **page, void *addr)
 {
 	struct gfn_to_pfn_cache *gpc = area->gpc;
 	unsigned long offset = offset_in_page(kvm_is_error_gpa(area->gpa) ? area->uhva : area->gpa);
@@ -649,10 +661,11 @@ static int gpc_publish(struct gpc_area *area, struct page **page, void *addr,
 		WRITE_ONCE(gpc->len, area->len);
 	}
 
-	area->map = map;
 	smp_store_release(&gpc->khva, addr + offset);	/* E, matches F */
 
-	/* Other users of the area may have failed to lock the cache. */
+	/*
+	 * Users that have failed to lock the cache find it mapped from now on.
+	 */
 	if (area->failed)
 		kvm_arch_gpc_retry(gpc->kvm);
 	area->failed = false;
@@ -660,8 +673,7 @@ static int gpc_publish(struct gpc_area *area, struct page **page, void *addr,
 }
 
 /* Publish an area that is being activated, and free the old area. */
-static int gpc_publish_new(struct gpc_area *area, struct page **page, void *addr,
-			   struct gpc_map *map)
+static int gpc_publish_new(struct gpc_area *area, struct page **page, void *addr)
 {
 	struct gfn_to_pfn_cache *gpc = area->gpc;
 	struct gpc_area *old;
@@ -671,7 +683,7 @@ static int gpc_publish_new(struct gpc_area *area, struct page **page, void *addr
 		return -EINTR;
 
 	old = gpc->area;
-	ret = gpc_publish(area, page, addr, map);
+	ret = gpc_publish(area, page, addr);
 	mutex_unlock(&gpc->refresh_lock);
 
 	if (!ret)
@@ -706,7 +718,6 @@ static int gpc_try_refresh(struct gpc_area *area)
 	bool is_new = area != READ_ONCE(area->gpc->area);
 	struct page *page[GPC_MAP_MAX] = {};
 	kvm_pfn_t pfn[GPC_MAP_MAX];
-	struct gpc_map *map = NULL;
 	unsigned int i;
 	void *addr;
 	int ret;
@@ -715,7 +726,7 @@ static int gpc_try_refresh(struct gpc_area *area)
 	if (ret)
 		return ret;
 
-	addr = gpc_lookup_and_map(area, pfn, page, &map);
+	addr = gpc_lookup_and_map(area, pfn, page);
 
 	/*
 	 * Put the references to the pages, which can then be migrated, swapped
@@ -730,12 +741,7 @@ static int gpc_try_refresh(struct gpc_area *area)
 		return gpc_refresh_failed(area, PTR_ERR(addr));
 
 	/* Once published, a new area may be freed by another activation. */
-	ret = is_new ? gpc_publish_new(area, page, addr, map) :
-		       gpc_publish(area, page, addr, map);
-	if (ret && map)
-		gpc_unmap(map);
-
-	return ret;
+	return is_new ? gpc_publish_new(area, page, addr) : gpc_publish(area, page, addr);
 }
 
 static int gpc_refresh_area(struct gpc_area *area)
@@ -870,7 +876,8 @@ static noinline void gpc_mark_range_dirty(struct kvm *kvm, const struct gpc_rang
 
 /*
  * The memslots and their dirty bitmaps still exist, though they may not be
- * active any more, as kvm_gpc_invalidate_memslot() waits for readers.
+ * active any more, as kvm_gpc_invalidate_memslot() waits for readers.  So does
+ * the replacement of gpc->area, before the old area is freed.
  */
 void kvm_gpc_unlock_dirty(struct gfn_to_pfn_cache *gpc)
 {

@@ -1051,6 +1051,65 @@ static void gpc_test_unmapped_without_refresh(struct kunit *test)
 	KUNIT_EXPECT_TRUE(test, kvm_gpc_is_active(&t->gpc));
 }
 
+static int gpc_test_activator(void *data)
+{
+	struct gpc_test *t = data;
+
+	kthread_use_mm(t->kvm->mm);
+	t->locker_error = kvm_gpc_activate(&t->gpc, t->scattered, GPC_LEN);
+	kthread_unuse_mm(t->kvm->mm);
+	complete(&t->locker_done);
+	return 0;
+}
+
+/* Where an area is mapped that is being activated for t->gpc. */
+static void *gpc_test_new_area_addr(struct gpc_test *t)
+{
+	struct gpc_range *range;
+
+	guard(spinlock)(&t->kvm->gpc_lock);
+
+	gpc_for_each_range(range, t->kvm, 0, ULONG_MAX) {
+		if (range->area != t->gpc.area && range->area->map)
+			return range->area->map->addr;
+	}
+
+	return NULL;
+}
+
+/* An activation has to wait, and its area is invalidated meanwhile. */
+static void gpc_test_unmapped_before_published(struct kunit *test)
+{
+	struct gpc_test *t = test->priv;
+	unsigned long end = jiffies + 10 * HZ;
+	struct task_struct *activator;
+	void *addr;
+
+	t->scattered = gpc_test_scattered_area(test);
+	KUNIT_ASSERT_EQ(test, kvm_gpc_activate(&t->gpc, GPC_GPA, GPC_LEN), 0);
+	init_completion(&t->locker_done);
+
+	mutex_lock(&t->gpc.refresh_lock);
+	activator = kthread_run(gpc_test_activator, t, "gpc_test_activator");
+	while (!IS_ERR(activator) && !(addr = gpc_test_new_area_addr(t)) &&
+	       time_before(jiffies, end))
+		schedule_timeout_uninterruptible(1);
+
+	if (!IS_ERR(activator) && addr) {
+		KUNIT_EXPECT_NOT_NULL(test, find_vm_area(addr));
+		kvm_gpc_invalidate_all(t->kvm);
+		flush_work(&t->kvm->gpc_unmap_work);
+		KUNIT_EXPECT_NULL(test, find_vm_area(addr));
+	}
+	mutex_unlock(&t->gpc.refresh_lock);
+
+	KUNIT_ASSERT_FALSE(test, IS_ERR(activator));
+	wait_for_completion(&t->locker_done);
+	KUNIT_EXPECT_NOT_NULL(test, addr);
+	KUNIT_EXPECT_EQ(test, t->locker_error, 0);
+	gpc_test_expect_bytes(test, t->scattered, GPC_LEN);
+}
+
 /*
  * Wait until @addr is unmapped.  Return false if it is still mapped after 10s.
  */
@@ -1204,7 +1263,7 @@ static void gpc_test_interrupted(struct kunit *test)
 {
 	struct gpc_test *t = test->priv;
 	unsigned int lost = 0, failed = 0;
-	int i;
+	int i, j;
 
 	gpc_test_activate(test);
 	KUNIT_ASSERT_EQ(test, kvm_gpc_activate(&t->gpc2, GPC_GPA + PAGE_SIZE, GPC_LEN), 0);
@@ -1214,6 +1273,12 @@ static void gpc_test_interrupted(struct kunit *test)
 	for (i = 0; i < GPC_TEST_INTERRUPTS; i++) {
 		WRITE_ONCE(t->timer_fired, false);
 		hrtimer_start(&t->timer, ns_to_ktime(10000 + i), HRTIMER_MODE_REL_PINNED_HARD);
+		/*
+		 * The timer's resolution is several instructions: begin
+		 * anywhere.
+		 */
+		for (j = i % 7; j; j--)
+			cpu_relax();
 		while (!READ_ONCE(t->timer_fired)) {
 			if (IS_ERR(kvm_gpc_trylock(&t->gpc))) {
 				failed++;
@@ -1564,6 +1629,7 @@ static struct kunit_case gpc_test_cases[] = {
 	KUNIT_CASE(gpc_test_several_pages),
 	KUNIT_CASE(gpc_test_several_pages_invalidated),
 	KUNIT_CASE(gpc_test_unmapped_without_refresh),
+	KUNIT_CASE(gpc_test_unmapped_before_published),
 	KUNIT_CASE(gpc_test_unmaps_old_area),
 	KUNIT_CASE(gpc_test_unmap_under_reader),
 	KUNIT_CASE(gpc_test_nested),

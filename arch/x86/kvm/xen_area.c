@@ -173,7 +173,7 @@ static void kvm_xen_write_wall_clock(struct kvm *kvm)
 	if (IS_ERR(khva))
 		return;
 
-	kvm_xen_put_wall_clock(khva, kvm_xen_long_mode(kvm), wall_nsec);
+	kvm_xen_put_wall_clock(khva, kvm_xen_area_mode(kvm), wall_nsec);
 	kvm_gpc_unlock(gpc);
 }
 
@@ -261,8 +261,8 @@ static int kvm_xen_activate_vcpu_info(struct kvm_vcpu *vcpu, struct kvm_xen_vcpu
 }
 
 /*
- * Copy everything but the pending fields, which event delivery may write
- * concurrently.  The guest can't write, as the vCPU isn't running.
+ * Copy the fields that event delivery doesn't write: mask, arch and time.  The
+ * vCPU, which writes them, isn't running.
  */
 static void kvm_xen_copy_vcpu_info(struct compat_vcpu_info *to,
 				   const struct compat_vcpu_info *from, bool long_mode)
@@ -284,7 +284,7 @@ static int kvm_xen_read_default_vcpu_info(struct kvm_vcpu *vcpu, struct compat_v
 	if (IS_ERR(khva))
 		return kvm_xen_area_error(PTR_ERR(khva));
 
-	kvm_xen_copy_vcpu_info(vi, khva + offset, kvm_xen_long_mode(vcpu->kvm));
+	kvm_xen_copy_vcpu_info(vi, khva + offset, kvm_xen_area_mode(vcpu->kvm));
 	kvm_gpc_unlock(gpc);
 	return 0;
 }
@@ -297,7 +297,7 @@ static int kvm_xen_write_vcpu_info(struct kvm_vcpu *vcpu, const struct compat_vc
 	if (IS_ERR(vi))
 		return kvm_xen_area_error(PTR_ERR(vi));
 
-	kvm_xen_copy_vcpu_info(vi, from, kvm_xen_long_mode(vcpu->kvm));
+	kvm_xen_copy_vcpu_info(vi, from, kvm_xen_area_mode(vcpu->kvm));
 	kvm_gpc_unlock_dirty(gpc);
 	return 0;
 }

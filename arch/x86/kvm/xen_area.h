@@ -28,9 +28,9 @@ int kvm_xen_get_guest_pvclock(struct kvm_vcpu *vcpu,
  * active.
  *
  * A sender sets the port's bit and then calls this, with a full barrier in
- * between (D).  Registration activates the cache and then has the guest scan
- * all of its ports (E).  So either the sender finds the new vcpu_info, or the
- * guest finds the port, and the result may be out of date.
+ * between (D).  When vcpu_info has moved, KVM has the guest scan all of its
+ * ports (E).  So the result may be out of date: the guest finds the port even
+ * if its selector is set in the old place.
  */
 static inline struct gfn_to_pfn_cache *kvm_xen_vcpu_info(struct kvm_vcpu *vcpu,
 							 unsigned int *offset)

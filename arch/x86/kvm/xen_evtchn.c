@@ -12,8 +12,7 @@
  * deferred events of all vCPUs.
  *
  * kvm_xen_raise_port() and kvm_xen_defer_event() may be called in any context
- * and take no lock but deferred_lock; functions that wait for an area have
- * "wait" in their names or might_sleep().
+ * and take no lock of KVM's but deferred_lock.
  *
  * Barriers: A and B, attempts to deliver, see kvm_xen_wake_vcpu(); D and E, the
  * move of vcpu_info, see kvm_xen_vcpu_info(); F and G, an upcall and the local
@@ -69,7 +68,10 @@ void kvm_xen_retry_events(struct kvm_vcpu *vcpu)
 		kvm_xen_wake_vcpu(vcpu);
 }
 
-/* An upcall may be pending in a vcpu_info whose memslot is back. */
+/*
+ * An upcall may be pending in a vcpu_info whose memslot is back, also if no
+ * attempt to read it has failed.
+ */
 void kvm_xen_memslots_updated(struct kvm_vcpu *vcpu)
 {
 	if (READ_ONCE(vcpu->kvm->arch.xen.upcall_vector))
@@ -187,7 +189,7 @@ static enum kvm_xen_raised kvm_xen_select_port(struct kvm_vcpu *vcpu, void *shin
  */
 static enum kvm_xen_raised kvm_xen_set_port(struct kvm_vcpu *vcpu, void *shinfo, u32 port)
 {
-	bool long_mode = kvm_xen_long_mode(vcpu->kvm);
+	bool long_mode = kvm_xen_area_mode(vcpu->kvm);
 
 	if (!port || port >= kvm_xen_nr_ports_in(long_mode))
 		return KVM_XEN_BAD_PORT;
@@ -206,8 +208,9 @@ static enum kvm_xen_raised kvm_xen_set_port(struct kvm_vcpu *vcpu, void *shinfo,
  * Raise an event: set the port's bit and its selector, and notify pollers and
  * the vCPU.  Does not sleep.
  *
- * Return -EWOULDBLOCK if shared_info isn't mapped, -EINVAL if there is no such
- * port, -ENOTCONN if it is masked, 0 if it was pending already, or else 1.
+ * Return -EWOULDBLOCK if shared_info isn't mapped, or if there is none, -EINVAL
+ * if there is no such port, -ENOTCONN if it is masked, 0 if it was pending
+ * already, or else 1.
  */
 int kvm_xen_raise_port(struct kvm_vcpu *vcpu, u32 port)
 {
@@ -249,8 +252,8 @@ int kvm_xen_raise_port(struct kvm_vcpu *vcpu, u32 port)
 
 /*
  * Keep an event until the vCPU can raise it.  Does not sleep.  Return false if
- * there is no shared_info: no event of one kernel is for the next one's, so
- * kvm_xen_drop_deferred_events() follows the deactivation.
+ * there is no shared_info: a new kernel must not get the old kernel's events,
+ * so kvm_xen_drop_deferred_events() follows the deactivation.
  */
 bool kvm_xen_defer_event(struct kvm_vcpu *vcpu, u32 port)
 {
@@ -266,15 +269,15 @@ bool kvm_xen_defer_event(struct kvm_vcpu *vcpu, u32 port)
 		}
 	}
 
-	/* Its barrier is I, too: matches H. */
+	/* The barrier in kvm_xen_wake_vcpu() is I, too: matches H. */
 	kvm_xen_wake_vcpu(vcpu);
 	kvm_xen_wake_pollers(vcpu->kvm, port);
 	return true;
 }
 
 /*
- * Raise a deferred event, inside the lock, so that it is either deferred or
- * raised for anyone else, and none is raised once deferred events were dropped.
+ * Raise a deferred event, inside the lock, so that other tasks find it either
+ * deferred or raised, and none is raised once deferred events were dropped.
  *
  * Return -ENOENT if there is none, or what kvm_xen_raise_port() does.
  */
@@ -386,7 +389,7 @@ static bool kvm_xen_set_pending_sels(struct kvm_vcpu *v)
 	if (IS_ERR(khva))
 		return false;
 
-	long_mode = kvm_xen_long_mode(v->kvm);
+	long_mode = kvm_xen_area_mode(v->kvm);
 	kvm_xen_or_sels(khva + offset, kvm_xen_take_pending_sels(v, long_mode), long_mode);
 	kvm_gpc_unlock_dirty(gpc);
 	return true;
@@ -492,16 +495,16 @@ int kvm_xen_set_evtchn(struct kvm_vcpu *vcpu, u32 port)
 	return rc == -EWOULDBLOCK ? kvm_xen_wait_set_evtchn(vcpu, port) : rc;
 }
 
-/*
- * xe->vcpu saves the search for the vCPU's ID.  It stays valid, as vCPUs live
- * as long as the VM, but the ID may change at any time.
- */
 static noinline struct kvm_vcpu *kvm_xen_find_evtchn_vcpu(const struct kvm_xen_evtchn *xe,
 							  struct kvm *kvm)
 {
 	return kvm_get_vcpu_by_id(kvm, READ_ONCE(xe->vcpu_id));
 }
 
+/*
+ * xe->vcpu saves the search.  The pointer stays valid, as vCPUs live as long as
+ * the VM, but userspace may change xe->vcpu_id.
+ */
 static struct kvm_vcpu *kvm_xen_evtchn_vcpu(const struct kvm_xen_evtchn *xe, struct kvm *kvm)
 {
 	struct kvm_vcpu *vcpu = READ_ONCE(xe->vcpu);
@@ -661,7 +664,7 @@ static bool kvm_xen_any_pending(struct kvm *kvm, const evtchn_port_t *ports, int
 	if (IS_ERR(khva))
 		return true;
 
-	pending_bits = kvm_xen_pending_ports(khva, kvm_xen_long_mode(kvm));
+	pending_bits = kvm_xen_pending_ports(khva, kvm_xen_area_mode(kvm));
 
 	/* A port that was checked in another mode still is in the page. */
 	for (i = 0; i < nr_ports; i++) {

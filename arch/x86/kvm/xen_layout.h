@@ -11,6 +11,7 @@
 #define __ARCH_X86_KVM_XEN_LAYOUT_H__
 
 #include <linux/kvm_host.h>
+#include <linux/rcupdate.h>
 
 #include <asm/pvclock-abi.h>
 #include <asm/xen/interface.h>
@@ -78,6 +79,18 @@ static_assert(offsetof(struct vcpu_info, time) == offsetof(struct compat_vcpu_in
 static inline bool kvm_xen_long_mode(struct kvm *kvm)
 {
 	return IS_ENABLED(CONFIG_64BIT) && READ_ONCE(kvm->arch.xen.long_mode);
+}
+
+/*
+ * The mode for an access to an area, inside a read section.  It is good until
+ * the end of the section, as kvm_xen_set_long_mode() waits for an RCU grace
+ * period, i.e. for sections in which preemption is disabled.
+ */
+static inline bool kvm_xen_area_mode(struct kvm *kvm)
+{
+	RCU_LOCKDEP_WARN(!rcu_read_lock_sched_held(), "Xen's mode may change");
+
+	return kvm_xen_long_mode(kvm);
 }
 
 static inline u32 kvm_xen_nr_ports_in(bool long_mode)

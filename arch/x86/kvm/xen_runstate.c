@@ -27,7 +27,7 @@
  */
 static bool kvm_xen_write_runstate(struct kvm_vcpu *v, void *khva)
 {
-	bool long_mode = kvm_xen_long_mode(v->kvm);
+	bool long_mode = kvm_xen_area_mode(v->kvm);
 	struct kvm_vcpu_xen *vx = &v->arch.xen;
 	u8 *update_bit = NULL;
 	u64 entry_time;
@@ -119,6 +119,9 @@ static void kvm_xen_update_runstate_guest(struct kvm_vcpu *v)
 	}
 
 	kvm_gpc_unlock(gpc);
+
+	/* vcpu->mutex keeps another task from replacing the area meanwhile. */
+	lockdep_assert_held(&v->mutex);
 
 	/* If there is no memory for the longer area, it isn't written. */
 	if (!kvm_gpc_activate(gpc, kvm_gpc_gpa(gpc), kvm_xen_runstate_len(true)))

@@ -98,11 +98,19 @@ static enum hrtimer_restart xen_timer_callback(struct hrtimer *timer)
 					     arch.xen.timer);
 	struct kvm_vcpu_xen *vx = &vcpu->arch.xen;
 
-	WRITE_ONCE(vx->timer_running, false);
+	/*
+	 * Without a shared_info, there may be one by the time that the vCPU
+	 * runs.  If there is one by now, its registration may have woken the
+	 * vCPU too early.
+	 */
+	if (!kvm_xen_raise_timer(vcpu)) {
+		smp_store_mb(vx->timer_restart, true);		/* matches B */
+		if (kvm_gpc_is_active(&vcpu->kvm->arch.xen.shinfo_cache))
+			kvm_xen_wake_vcpu(vcpu);
+	}
 
-	/* There may be a shared_info by the time that the vCPU runs. */
-	if (!kvm_xen_raise_timer(vcpu))
-		WRITE_ONCE(vx->timer_restart, true);
+	/* Last: a timer that isn't running has raised its event. */
+	smp_store_release(&vx->timer_running, false);	/* J, matches K */
 
 	return HRTIMER_NORESTART;
 }
@@ -243,7 +251,7 @@ void kvm_xen_get_timer(struct kvm_vcpu *vcpu, struct kvm_xen_vcpu_attr *data)
 	 */
 	if (READ_ONCE(vx->timer_restart))
 		kvm_xen_restart_timer(vcpu);
-	if (READ_ONCE(vx->timer_running))
+	if (smp_load_acquire(&vx->timer_running))		/* K, matches J */
 		hrtimer_cancel(&vx->timer);
 	kvm_xen_inject_pending_events(vcpu);
 	if (!READ_ONCE(vx->timer_running) && !kvm_xen_is_deferred(vcpu, vx->timer_virq))

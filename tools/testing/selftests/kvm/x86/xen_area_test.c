@@ -251,7 +251,7 @@ TEST_F(xen_area, none_without_id)
 	expect_event(_metadata, default_vcpu_info(self->shinfo, 7), variant->long_mode);
 }
 
-/* As ever, for a VMM that does not know of it. */
+/* Without the flag, there is no default. */
 TEST_F(xen_area, none_unless_enabled)
 {
 	int i;
@@ -337,7 +337,7 @@ TEST_F(xen_area, id_changes_with_event_pending)
 	expect_event(_metadata, from, variant->long_mode);
 }
 
-/* The address of a default is none: it is shared_info's. */
+/* KVM_XEN_VCPU_GET_ATTR reports no address for a default. */
 TEST_F(xen_area, default_or_registered)
 {
 	u64 hva = (unsigned long)self->registered;
@@ -456,7 +456,7 @@ static struct wall_clock *wall_clock(u8 *shinfo, bool long_mode)
 	return (void *)(shinfo + (long_mode ? 0xc00 : 0x900));
 }
 
-/* In either place, but what was there before is as it was. */
+/* Written where the new mode has it; the old place is left alone. */
 TEST_F(xen_area, mode_changes_wall_clock)
 {
 	struct wall_clock *to = wall_clock(self->shinfo, !variant->long_mode);
@@ -499,7 +499,7 @@ TEST_F(xen_area, mode_without_vcpu_info)
 	expect_event(_metadata, page, !variant->long_mode);
 }
 
-/* Onto itself: to have it where it is by default is to have it. */
+/* Registering the default place works. */
 TEST_F(xen_area, move_to_default)
 {
 	u64 all = variant->long_mode ? ~0ull : ~0u;

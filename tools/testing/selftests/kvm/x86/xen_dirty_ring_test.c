@@ -697,6 +697,7 @@ TEST_F(xen_dirty_ring_run, preempted)
 	struct sigaction sa = { .sa_handler = sig_handler };
 	struct ring_vm *rv = &self->rv;
 	struct test_task task;
+	bool running;
 	int i, cpu;
 
 	cpu = pin_self_to_any_cpu();
@@ -716,12 +717,13 @@ TEST_F(xen_dirty_ring_run, preempted)
 			pin_self_to_cpu(!cpu);
 			let_guest_run(rv);
 			harvest(rv);
+			running = runstate_at(rv) == RUNSTATE_running;
 			pin_self_to_cpu(cpu);
-		} while (runstate_at(rv) != RUNSTATE_runnable);
+		} while (!running || runstate_at(rv) != RUNSTATE_runnable);
 
 		/*
-		 * This thread runs on the CPU of the vCPU, which does not run
-		 * now.
+		 * The vCPU was preempted after the harvest, by this thread,
+		 * which runs on its CPU.
 		 */
 		harvest(rv);
 		EXPECT_NE(rv->harvested[RUNSTATE_PAGE], 0);

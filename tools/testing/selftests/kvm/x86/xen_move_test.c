@@ -17,11 +17,6 @@
  * update: each attribute that can be read is set to what was read.  vCPUs and
  * ioctls pause for that, but eventfds are written to all the while, and hold
  * what is not taken, and the memory is taken away.
- *
- * Of bugs planted in KVM, moving and resetting without having the guest look at
- * all ports are found in the first round, irqfds that keep the routes that they
- * had by one of the first events, and attributes that do not bring what waits
- * in the kernel to vcpu_info in the fourth round.
  */
 #include <linux/mempolicy.h>
 #include <sys/eventfd.h>
@@ -293,7 +288,7 @@ static const char * const source_names[NR_SOURCES] = {
 	"ioctl", "irqfd", "hypercall", "IPI", "timer", "VMM",
 };
 
-/* Default, by GPA, default, by HVA.  What is left behind is lost. */
+/* Default, by GPA, default, by HVA.  Clear the old place. */
 static void move_vcpu_info(int v)
 {
 	u64 old = sh->vcpu_info[v] - AREA_GVA, offset = DEFAULT_INFO(v);
@@ -328,10 +323,7 @@ static void start_timer(int v, u64 delay_ns)
 	xen_set_timer(vcpus[v], port_of(v, BY_TIMER, 0), clock.clock + delay_ns);
 }
 
-/*
- * Have it that there are events which the guest has not seen when vcpu_info
- * moves.
- */
+/* Make sure that events are pending when vcpu_info moves. */
 static void let_others_send(int v)
 {
 	int i;
@@ -676,7 +668,8 @@ static void set_attr(int n, int v, union attr *attr)
 }
 
 /*
- * An area is by GPA or by HVA; that it is not by the one would undo the other.
+ * Setting "no area" for the type of address that isn't in use would disable the
+ * area.
  */
 static bool is_no_area(int n, union attr *attr)
 {

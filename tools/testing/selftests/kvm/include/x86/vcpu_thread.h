@@ -43,9 +43,11 @@ static inline void *vcpu_thread_run(void *arg)
 	WRITE_ONCE(t->tid, gettid());
 	while (__vcpu_run(t->vcpu)) {
 		TEST_ASSERT(errno == EINTR, "KVM_RUN: %s", strerror(errno));
+		/* vcpu_thread_stop() sets both, in the other order. */
+		WRITE_ONCE(t->vcpu->run->immediate_exit, 0);
+		__sync_synchronize();
 		if (READ_ONCE(t->stop))
 			break;
-		WRITE_ONCE(t->vcpu->run->immediate_exit, 0);
 	}
 	return NULL;
 }
