@@ -97,13 +97,14 @@ int kvm_gpc_activate(struct gfn_to_pfn_cache *gpc, gpa_t gpa, unsigned long len)
  *
  * Like kvm_gpc_activate(), for an area that need not be part of the guest's
  * address space, and that does not move when memslots change.  Writes to the
- * area are not recorded in any dirty log.
+ * area are not recorded in any dirty log.  The pages are the ones that are
+ * mapped in userspace, also if the guest has other ones at their addresses.
  *
  * Context: Same as kvm_gpc_activate().
  * Return: 0, or else
  *	   -EINVAL: @len is 0 or too long, or @uhva is tagged or not an address
  *	   in userspace,
- *	   or an error of kvm_gpc_lock(), except -ENXIO and -ENOENT.
+ *	   or an error of kvm_gpc_lock(), except -ENXIO, -ENOENT and -EACCES.
  */
 int kvm_gpc_activate_hva(struct gfn_to_pfn_cache *gpc, unsigned long uhva, unsigned long len);
 
@@ -188,7 +189,9 @@ static inline unsigned long kvm_gpc_len(struct gfn_to_pfn_cache *gpc)
  * Return: The kernel address of the area's first byte, or else an ERR_PTR() of:
  *	   -ENXIO: @gpc is not active,
  *	   -ENOENT: a page of the area has no memslot, or a read-only one,
- *	   -EFAULT: a page of the area cannot be faulted in for writing,
+ *	   -EACCES: a page of the area is private memory of the guest,
+ *	   -EFAULT: a page of the area cannot be faulted in for writing, or its
+ *	   guest_memfd has been closed,
  *	   -EHWPOISON: a page of the area has a hardware error,
  *	   -EINTR: a signal is pending, in KVM_RUN any signal, else a fatal one,
  *	   -ENOMEM: the area's pages cannot be mapped,

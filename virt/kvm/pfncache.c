@@ -17,8 +17,8 @@
  *
  *  - unbound: its memslots are unknown.  A new area is unbound, and an area by
  *    guest physical address is unbound again when one of its memslots changes.
- *  - bound: it has a range in kvm->gpc_tree for each memslot that it lies in,
- *    so that invalidations find it by userspace address.
+ *  - bound: it has a range in kvm->gpc_index for each memslot that it lies in,
+ *    so that invalidations find it.
  *  - mapped: gpc->khva points to it.  Readers check gpc->khva only.
  *
  * A refresh binds and maps an area.  An invalidation, i.e. an MMU notifier, a
@@ -51,7 +51,8 @@
 
 /* Pages of an area that are contiguous for userspace, in one memslot. */
 struct gpc_range {
-	struct interval_tree_node node;
+	/* In the trees of kvm->gpc_index, or empty. */
+	struct interval_tree_node node[KVM_GPC_NR_INDEXES];
 	struct gpc_area *area;
 	/* NULL and 0 if the area is bound by HVA. */
 	struct kvm_memory_slot *memslot;
@@ -87,11 +88,41 @@ struct gpc_area {
 	struct gpc_range range[] __counted_by(nr_pages);
 };
 
-#define gpc_for_each_range(range, kvm, first, last)					\
+#define gpc_for_each_range(range, kvm, by, first, last)					\
 	for (struct interval_tree_node *__node =					\
-		     interval_tree_iter_first(&(kvm)->gpc_tree, first, last);		\
-	     __node && (range = container_of(__node, struct gpc_range, node), true);	\
+		     interval_tree_iter_first(&(kvm)->gpc_index[by].tree, first, last);	\
+	     __node && (range = container_of(__node, struct gpc_range, node[by]), true);\
 	     __node = interval_tree_iter_next(__node, first, last))
+
+static void gpc_index_range(struct gpc_range *range, enum kvm_gpc_by by,
+			    unsigned long start, unsigned long last)
+{
+	struct interval_tree_node *node = &range->node[by];
+
+	node->start = start;
+	node->last = last;
+	interval_tree_insert(node, &range->area->gpc->kvm->gpc_index[by].tree);
+}
+
+/*
+ * Whether the pages are looked up in the memslot's guest_memfd, as for the
+ * guest, whatever is mapped at the memslot's userspace address.
+ */
+static bool gpc_is_in_gmem(const struct gpc_range *range)
+{
+	return range->memslot && kvm_memslot_is_gmem_only(range->memslot);
+}
+
+static void gpc_remove_range(struct gpc_range *range)
+{
+	struct kvm *kvm = range->area->gpc->kvm;
+	enum kvm_gpc_by by;
+
+	for (by = 0; by < KVM_GPC_NR_INDEXES; by++) {
+		if (!RB_EMPTY_NODE(&range->node[by].rb))
+			interval_tree_remove(&range->node[by], &kvm->gpc_index[by].tree);
+	}
+}
 
 static void gpc_add_range(struct gpc_area *area, unsigned long uhva, unsigned int nr_pages,
 			  struct kvm_memory_slot *slot, gfn_t gfn)
@@ -102,19 +133,22 @@ static void gpc_add_range(struct gpc_area *area, unsigned long uhva, unsigned in
 	range->memslot = slot;
 	range->gfn = gfn;
 	range->nr_pages = nr_pages;
-	range->node.start = uhva;
-	range->node.last = uhva + nr_pages * PAGE_SIZE - 1;
-	interval_tree_insert(&range->node, &area->gpc->kvm->gpc_tree);
+	RB_CLEAR_NODE(&range->node[KVM_GPC_BY_HVA].rb);
+	RB_CLEAR_NODE(&range->node[KVM_GPC_BY_GFN].rb);
+
+	if (!gpc_is_in_gmem(range))
+		gpc_index_range(range, KVM_GPC_BY_HVA, uhva, uhva + nr_pages * PAGE_SIZE - 1);
+
+	if (gpc_is_in_gmem(range) || (slot && kvm_arch_has_private_mem(area->gpc->kvm)))
+		gpc_index_range(range, KVM_GPC_BY_GFN, gfn, gfn + nr_pages - 1);
 }
 
 static void gpc_unbind(struct gpc_area *area)
 {
-	struct kvm *kvm = area->gpc->kvm;
-
-	lockdep_assert_held(&kvm->gpc_lock);
+	lockdep_assert_held(&area->gpc->kvm->gpc_lock);
 
 	while (area->nr_ranges)
-		interval_tree_remove(&area->range[--area->nr_ranges].node, &kvm->gpc_tree);
+		gpc_remove_range(&area->range[--area->nr_ranges]);
 
 	area->bound = false;
 }
@@ -347,12 +381,74 @@ static void gpc_invalidate(struct gpc_area *area)
 	}
 }
 
-static void gpc_invalidate_ranges(struct kvm *kvm, unsigned long first, unsigned long last)
+static void gpc_invalidate_ranges(struct kvm *kvm, enum kvm_gpc_by by,
+				  unsigned long first, unsigned long last)
 {
 	struct gpc_range *range;
 
-	gpc_for_each_range(range, kvm, first, last)
+	gpc_for_each_range(range, kvm, by, first, last)
 		gpc_invalidate(range->area);
+}
+
+static void gpc_invalidate_start(struct kvm *kvm, enum kvm_gpc_by by,
+				 unsigned long first, unsigned long last)
+{
+	struct kvm_gpc_index *index = &kvm->gpc_index[by];
+
+	guard(spinlock)(&kvm->gpc_lock);
+
+	/* A notifier can neither fail nor sleep. */
+	if (index->nr < ARRAY_SIZE(index->range))
+		index->range[index->nr++] = (struct kvm_gpc_range){ first, last };
+	else
+		index->nr_anywhere++;
+
+	gpc_invalidate_ranges(kvm, by, first, last);
+}
+
+static void gpc_forget_invalidation(struct kvm *kvm, enum kvm_gpc_by by,
+				    unsigned long first, unsigned long last)
+{
+	struct kvm_gpc_index *index = &kvm->gpc_index[by];
+	unsigned int i;
+
+	lockdep_assert_held(&kvm->gpc_lock);
+
+	/* Invalidations of the same range are interchangeable. */
+	for (i = 0; i < index->nr; i++) {
+		if (index->range[i].start == first && index->range[i].last == last) {
+			index->range[i] = index->range[--index->nr];
+			return;
+		}
+	}
+
+	if (!WARN_ON_ONCE(!index->nr_anywhere))
+		index->nr_anywhere--;
+}
+
+static void gpc_invalidate_end(struct kvm *kvm, enum kvm_gpc_by by,
+			       unsigned long first, unsigned long last)
+{
+	struct gpc_range *range;
+	bool retry = false;
+
+	scoped_guard(spinlock, &kvm->gpc_lock) {
+		gpc_forget_invalidation(kvm, by, first, last);
+
+		gpc_for_each_range(range, kvm, by, first, last)
+			retry |= range->area->failed;
+	}
+
+	/*
+	 * A refresh that isn't asleep yet checks under gpc_lock before it
+	 * sleeps.
+	 */
+	if (wq_has_sleeper(&kvm->gpc_wait))
+		wake_up_all(&kvm->gpc_wait);
+
+	/* The pages may be present now, and users of the area may need them. */
+	if (retry)
+		kvm_arch_gpc_retry(kvm);
 }
 
 /*
@@ -362,61 +458,29 @@ static void gpc_invalidate_ranges(struct kvm *kvm, unsigned long first, unsigned
  */
 void kvm_gpc_invalidate_start(struct kvm *kvm, unsigned long start, unsigned long end)
 {
-	struct kvm_gpc_invalidations *inv = &kvm->gpc_invalidations;
-
-	guard(spinlock)(&kvm->gpc_lock);
-
-	/* A notifier can neither fail nor sleep. */
-	if (inv->nr < ARRAY_SIZE(inv->range))
-		inv->range[inv->nr++] = (struct kvm_gpc_range){ start, end - 1 };
-	else
-		inv->nr_anywhere++;
-
-	gpc_invalidate_ranges(kvm, start, end - 1);
-}
-
-static void gpc_forget_invalidation(struct kvm *kvm, unsigned long start, unsigned long end)
-{
-	struct kvm_gpc_invalidations *inv = &kvm->gpc_invalidations;
-	unsigned int i;
-
-	lockdep_assert_held(&kvm->gpc_lock);
-
-	/* Invalidations of the same range are interchangeable. */
-	for (i = 0; i < inv->nr; i++) {
-		if (inv->range[i].start == start && inv->range[i].last == end - 1) {
-			inv->range[i] = inv->range[--inv->nr];
-			return;
-		}
-	}
-
-	if (!WARN_ON_ONCE(!inv->nr_anywhere))
-		inv->nr_anywhere--;
+	gpc_invalidate_start(kvm, KVM_GPC_BY_HVA, start, end - 1);
 }
 
 /* MMU notifier 'invalidate_range_end' hook. */
 void kvm_gpc_invalidate_end(struct kvm *kvm, unsigned long start, unsigned long end)
 {
-	struct gpc_range *range;
-	bool retry = false;
+	gpc_invalidate_end(kvm, KVM_GPC_BY_HVA, start, end - 1);
+}
 
-	scoped_guard(spinlock, &kvm->gpc_lock) {
-		gpc_forget_invalidation(kvm, start, end);
+/*
+ * The guest's pages from @start to @end are about to be taken from their
+ * guest_memfd, or to become private or shared.  No area is mapped there, but by
+ * userspace address, until kvm_gpc_invalidate_gfn_end() has been called with
+ * the same range.
+ */
+void kvm_gpc_invalidate_gfn_start(struct kvm *kvm, gfn_t start, gfn_t end)
+{
+	gpc_invalidate_start(kvm, KVM_GPC_BY_GFN, start, end - 1);
+}
 
-		gpc_for_each_range(range, kvm, start, end - 1)
-			retry |= range->area->failed;
-	}
-
-	/*
-	 * A refresh that isn't asleep yet checks under gpc_lock before it
-	 * sleeps.
-	 */
-	if (wq_has_sleeper(&kvm->gpc_invalidations.wait))
-		wake_up_all(&kvm->gpc_invalidations.wait);
-
-	/* The pages may be present now, and users of the area may need them. */
-	if (retry)
-		kvm_arch_gpc_retry(kvm);
+void kvm_gpc_invalidate_gfn_end(struct kvm *kvm, gfn_t start, gfn_t end)
+{
+	gpc_invalidate_end(kvm, KVM_GPC_BY_GFN, start, end - 1);
 }
 
 /* The mm is being destroyed, i.e. all of its pages are about to be freed. */
@@ -424,7 +488,8 @@ void kvm_gpc_invalidate_all(struct kvm *kvm)
 {
 	guard(spinlock)(&kvm->gpc_lock);
 
-	gpc_invalidate_ranges(kvm, 0, ULONG_MAX);
+	gpc_invalidate_ranges(kvm, KVM_GPC_BY_HVA, 0, ULONG_MAX);
+	gpc_invalidate_ranges(kvm, KVM_GPC_BY_GFN, 0, ULONG_MAX);
 }
 
 /*
@@ -436,15 +501,17 @@ void kvm_gpc_invalidate_all(struct kvm *kvm)
  */
 void kvm_gpc_invalidate_memslot(struct kvm *kvm, struct kvm_memory_slot *slot)
 {
-	unsigned long first = slot->userspace_addr;
-	unsigned long last = first + (slot->npages << PAGE_SHIFT) - 1;
+	bool in_gmem = kvm_memslot_is_gmem_only(slot);
+	enum kvm_gpc_by by = in_gmem ? KVM_GPC_BY_GFN : KVM_GPC_BY_HVA;
+	unsigned long first = in_gmem ? slot->base_gfn : slot->userspace_addr;
+	unsigned long len = in_gmem ? slot->npages : slot->npages << PAGE_SHIFT;
 	struct gpc_range *range;
 
 	lockdep_assert_held(&kvm->slots_lock);
 
 	guard(spinlock)(&kvm->gpc_lock);
 
-	gpc_for_each_range(range, kvm, first, last) {
+	gpc_for_each_range(range, kvm, by, first, first + len - 1) {
 		if (range->area->bound && range->memslot == slot) {
 			gpc_invalidate(range->area);
 			range->area->bound = false;
@@ -491,23 +558,37 @@ static int gpc_lock_refresh(struct gfn_to_pfn_cache *gpc)
 	return mutex_lock_killable(&gpc->refresh_lock);
 }
 
+static bool gpc_range_is_being_invalidated(const struct gpc_range *range, enum kvm_gpc_by by)
+{
+	const struct kvm_gpc_index *index = &range->area->gpc->kvm->gpc_index[by];
+	const struct interval_tree_node *node = &range->node[by];
+	unsigned int i;
+
+	if (RB_EMPTY_NODE(&node->rb))
+		return false;
+
+	for (i = 0; i < index->nr; i++) {
+		if (index->range[i].start <= node->last && index->range[i].last >= node->start)
+			return true;
+	}
+
+	return index->nr_anywhere;
+}
+
 /* Whether an invalidation that overlaps the area is under way. */
 static bool gpc_is_being_invalidated(const struct gpc_area *area)
 {
-	struct kvm_gpc_invalidations *inv = &area->gpc->kvm->gpc_invalidations;
-	unsigned int i, j;
+	unsigned int i;
 
 	lockdep_assert_held(&area->gpc->kvm->gpc_lock);
 
-	for (i = 0; i < inv->nr; i++) {
-		for (j = 0; j < area->nr_ranges; j++) {
-			if (inv->range[i].start <= area->range[j].node.last &&
-			    inv->range[i].last >= area->range[j].node.start)
-				return true;
-		}
+	for (i = 0; i < area->nr_ranges; i++) {
+		if (gpc_range_is_being_invalidated(&area->range[i], KVM_GPC_BY_HVA) ||
+		    gpc_range_is_being_invalidated(&area->range[i], KVM_GPC_BY_GFN))
+			return true;
 	}
 
-	return inv->nr_anywhere;
+	return false;
 }
 
 static int gpc_try_begin_lookup(struct gpc_area *area)
@@ -539,7 +620,7 @@ static int gpc_begin_lookup(struct gpc_area *area)
 {
 	int ret, signal;
 
-	signal = wait_event_state(area->gpc->kvm->gpc_invalidations.wait,
+	signal = wait_event_state(area->gpc->kvm->gpc_wait,
 				  (ret = gpc_try_begin_lookup(area)) != -EBUSY,
 				  gpc_wait_state());
 	return signal ? -EINTR : ret;
@@ -553,15 +634,29 @@ static int gpc_pfn_to_errno(kvm_pfn_t pfn)
 	return pfn == KVM_PFN_ERR_SIGPENDING ? -EINTR : -EFAULT;
 }
 
-static int gpc_lookup_range(const struct gpc_range *range, kvm_pfn_t *pfn, struct page **page)
+static int gpc_lookup_gmem(const struct gpc_range *range, kvm_pfn_t *pfn, struct page **page)
+{
+	struct kvm *kvm = range->area->gpc->kvm;
+	unsigned int i;
+	int ret;
+
+	for (i = 0; i < range->nr_pages; i++) {
+		ret = kvm_gmem_get_shared_pfn(kvm, range->memslot, range->gfn + i,
+					      &pfn[i], &page[i]);
+		if (ret)
+			return ret;
+	}
+
+	return 0;
+}
+
+static int gpc_lookup_hva(const struct gpc_range *range, kvm_pfn_t *pfn, struct page **page)
 {
 	unsigned int i;
 
-	KUNIT_STATIC_STUB_REDIRECT(gpc_lookup_range, range, pfn, page);
-
 	for (i = 0; i < range->nr_pages; i++) {
 		struct kvm_follow_pfn kfp = {
-			.hva = range->node.start + i * PAGE_SIZE,
+			.hva = range->node[KVM_GPC_BY_HVA].start + i * PAGE_SIZE,
 			.flags = FOLL_WRITE,
 			.refcounted_page = &page[i],
 		};
@@ -575,6 +670,36 @@ static int gpc_lookup_range(const struct gpc_range *range, kvm_pfn_t *pfn, struc
 	}
 
 	return 0;
+}
+
+/* A later change invalidates the area, see gpc_begin_lookup(). */
+static bool gpc_is_private(const struct gpc_range *range)
+{
+	struct kvm *kvm = range->area->gpc->kvm;
+	unsigned int i;
+
+	if (!range->memslot || !kvm_arch_has_private_mem(kvm))
+		return false;
+
+	for (i = 0; i < range->nr_pages; i++) {
+		if (kvm_mem_is_private(kvm, range->gfn + i))
+			return true;
+	}
+
+	return false;
+}
+
+static int gpc_lookup_range(const struct gpc_range *range, kvm_pfn_t *pfn, struct page **page)
+{
+	KUNIT_STATIC_STUB_REDIRECT(gpc_lookup_range, range, pfn, page);
+
+	if (gpc_is_private(range))
+		return -EACCES;
+
+	if (gpc_is_in_gmem(range))
+		return gpc_lookup_gmem(range, pfn, page);
+
+	return gpc_lookup_hva(range, pfn, page);
 }
 
 /*
@@ -963,8 +1088,9 @@ void kvm_gpc_deactivate(struct gfn_to_pfn_cache *gpc)
 void kvm_gpc_init_vm(struct kvm *kvm)
 {
 	spin_lock_init(&kvm->gpc_lock);
-	kvm->gpc_tree = RB_ROOT_CACHED;
-	init_waitqueue_head(&kvm->gpc_invalidations.wait);
+	kvm->gpc_index[KVM_GPC_BY_HVA].tree = RB_ROOT_CACHED;
+	kvm->gpc_index[KVM_GPC_BY_GFN].tree = RB_ROOT_CACHED;
+	init_waitqueue_head(&kvm->gpc_wait);
 	init_llist_head(&kvm->gpc_stale_maps);
 	INIT_WORK(&kvm->gpc_unmap_work, gpc_unmap_stale_fn);
 }

@@ -252,7 +252,7 @@ static void gpc_test_exit(struct kunit *test)
 	kvm_gpc_deactivate(&t->gpc);
 	kvm_gpc_deactivate(&t->gpc2);
 	vfree(t->cold);
-	KUNIT_EXPECT_TRUE(test, RB_EMPTY_ROOT(&t->kvm->gpc_tree.rb_root));
+	KUNIT_EXPECT_TRUE(test, RB_EMPTY_ROOT(&t->kvm->gpc_index[KVM_GPC_BY_HVA].tree.rb_root));
 	kvm_gpc_destroy_vm(t->kvm);
 	cleanup_srcu_struct(&t->kvm->srcu);
 }
@@ -641,7 +641,7 @@ static void gpc_test_wakes_up(struct kunit *test)
 	init_completion(&t->locker_done);
 	locker = kthread_run(gpc_test_locker, t, "gpc_test_locker");
 	KUNIT_ASSERT_FALSE(test, IS_ERR(locker));
-	while (!wq_has_sleeper(&t->kvm->gpc_invalidations.wait) &&
+	while (!wq_has_sleeper(&t->kvm->gpc_wait) &&
 	       !completion_done(&t->locker_done))
 		schedule_timeout_uninterruptible(1);
 
@@ -659,7 +659,7 @@ static void gpc_test_wakes_up(struct kunit *test)
 static void gpc_test_many_invalidations(struct kunit *test)
 {
 	struct gpc_test *t = test->priv;
-	int room = ARRAY_SIZE(t->kvm->gpc_invalidations.range) - 1;
+	int room = ARRAY_SIZE(t->kvm->gpc_index[KVM_GPC_BY_HVA].range) - 1;
 	int i;
 
 	gpc_test_activate(test);
@@ -675,15 +675,15 @@ static void gpc_test_many_invalidations(struct kunit *test)
 
 	for (i = 0; i < room; i++)
 		gpc_test_invalidate_end(t, 1);
-	KUNIT_EXPECT_EQ(test, t->kvm->gpc_invalidations.nr, 0);
-	KUNIT_EXPECT_EQ(test, t->kvm->gpc_invalidations.nr_anywhere, 0);
+	KUNIT_EXPECT_EQ(test, t->kvm->gpc_index[KVM_GPC_BY_HVA].nr, 0);
+	KUNIT_EXPECT_EQ(test, t->kvm->gpc_index[KVM_GPC_BY_HVA].nr_anywhere, 0);
 }
 
 /* More invalidations than there is room for: all are counted, and all end. */
 static void gpc_test_no_room(struct kunit *test)
 {
 	struct gpc_test *t = test->priv;
-	int room = ARRAY_SIZE(t->kvm->gpc_invalidations.range);
+	int room = ARRAY_SIZE(t->kvm->gpc_index[KVM_GPC_BY_HVA].range);
 	int i;
 
 	gpc_test_activate(test);
@@ -700,8 +700,8 @@ static void gpc_test_no_room(struct kunit *test)
 
 	gpc_test_invalidate_end(t, 0);
 	KUNIT_EXPECT_FALSE(test, gpc_test_has_to_wait(&t->gpc));
-	KUNIT_EXPECT_EQ(test, t->kvm->gpc_invalidations.nr, 0);
-	KUNIT_EXPECT_EQ(test, t->kvm->gpc_invalidations.nr_anywhere, 0);
+	KUNIT_EXPECT_EQ(test, t->kvm->gpc_index[KVM_GPC_BY_HVA].nr, 0);
+	KUNIT_EXPECT_EQ(test, t->kvm->gpc_index[KVM_GPC_BY_HVA].nr_anywhere, 0);
 }
 
 /* Call the real gpc_lookup_range() while it is redirected to @stub. */
@@ -744,6 +744,85 @@ static void gpc_test_retry(struct kunit *test)
 	kunit_deactivate_static_stub(test, gpc_lookup_range);
 	gpc_test_expect_area(test, &t->gpc, GPC_GPA);
 }
+
+#ifdef CONFIG_KVM_GENERIC_MEMORY_ATTRIBUTES
+static void gpc_test_set_private(struct gpc_test *t, gfn_t gfn, bool private)
+{
+	void *entry = private ? xa_mk_value(KVM_MEMORY_ATTRIBUTE_PRIVATE) : NULL;
+
+	kvm_gpc_invalidate_gfn_start(t->kvm, gfn, gfn + 1);
+	xa_store(&t->kvm->mem_attr_array, gfn, entry, GFP_KERNEL);
+	kvm_gpc_invalidate_gfn_end(t->kvm, gfn, gfn + 1);
+}
+
+static void gpc_test_use_private_mem(struct kunit *test)
+{
+	struct gpc_test *t = test->priv;
+
+	t->kvm->arch.has_private_mem = true;
+	xa_init(&t->kvm->mem_attr_array);
+}
+
+/* A page that becomes private after the lookup has tested for that. */
+static int gpc_lookup_and_convert(const struct gpc_range *range, kvm_pfn_t *pfn,
+				  struct page **page)
+{
+	struct gpc_test *t = kunit_get_current_test()->priv;
+	int ret = gpc_lookup_unstubbed(range, pfn, page, gpc_lookup_and_convert);
+
+	if (!t->lookups++)
+		gpc_test_set_private(t, range->gfn, true);
+
+	return ret;
+}
+
+static void gpc_test_becomes_private(struct kunit *test)
+{
+	struct gpc_test *t = test->priv;
+
+	gpc_test_use_private_mem(test);
+	kunit_activate_static_stub(test, gpc_lookup_range, gpc_lookup_and_convert);
+	KUNIT_EXPECT_EQ(test, kvm_gpc_activate(&t->gpc, GPC_GPA, GPC_LEN), -EACCES);
+	KUNIT_EXPECT_EQ(test, t->lookups, 2);
+	KUNIT_EXPECT_FALSE(test, kvm_gpc_is_active(&t->gpc));
+
+	/* And one that is mapped. */
+	gpc_test_set_private(t, GPC_GFN, false);
+	KUNIT_ASSERT_EQ(test, kvm_gpc_activate(&t->gpc, GPC_GPA, GPC_LEN), 0);
+	t->lookups = 0;
+	gpc_test_invalidate(t);
+	KUNIT_EXPECT_EQ(test, gpc_test_lock_error(&t->gpc), -EACCES);
+	KUNIT_EXPECT_EQ(test, t->lookups, 2);
+	kunit_deactivate_static_stub(test, gpc_lookup_range);
+
+	gpc_test_set_private(t, GPC_GFN, false);
+	gpc_test_expect_area(test, &t->gpc, GPC_GPA);
+	xa_destroy(&t->kvm->mem_attr_array);
+}
+
+/* A refresh waits for changes of its own page, and for no other. */
+static void gpc_test_wait_for_own_gfn(struct kunit *test)
+{
+	struct gpc_test *t = test->priv;
+
+	gpc_test_use_private_mem(test);
+	gpc_test_activate(test);
+	gpc_test_expect_area(test, &t->gpc, GPC_GPA);
+
+	kvm_gpc_invalidate_gfn_start(t->kvm, GPC_GFN + 1, GPC_GFN + GPC_PAGES);
+	KUNIT_EXPECT_NOT_NULL(test, t->gpc.khva);
+	KUNIT_EXPECT_FALSE(test, gpc_test_has_to_wait(&t->gpc));
+
+	kvm_gpc_invalidate_gfn_start(t->kvm, GPC_GFN, GPC_GFN + 1);
+	KUNIT_EXPECT_NULL(test, t->gpc.khva);
+	KUNIT_EXPECT_TRUE(test, gpc_test_has_to_wait(&t->gpc));
+	kvm_gpc_invalidate_gfn_end(t->kvm, GPC_GFN, GPC_GFN + 1);
+	KUNIT_EXPECT_FALSE(test, gpc_test_has_to_wait(&t->gpc));
+
+	kvm_gpc_invalidate_gfn_end(t->kvm, GPC_GFN + 1, GPC_GFN + GPC_PAGES);
+	gpc_test_expect_area(test, &t->gpc, GPC_GPA);
+}
+#endif
 
 /* While a new area is looked up, the old area is refreshed as usual. */
 static int gpc_lookup_and_lock(const struct gpc_range *range, kvm_pfn_t *pfn, struct page **page)
@@ -1069,7 +1148,7 @@ static void *gpc_test_new_area_addr(struct gpc_test *t)
 
 	guard(spinlock)(&t->kvm->gpc_lock);
 
-	gpc_for_each_range(range, t->kvm, 0, ULONG_MAX) {
+	gpc_for_each_range(range, t->kvm, KVM_GPC_BY_HVA, 0, ULONG_MAX) {
 		if (range->area != t->gpc.area && range->area->map)
 			return range->area->map->addr;
 	}
@@ -1518,7 +1597,7 @@ static int gpc_test_invalidate_round(struct gpc_test *t)
 		barrier();
 	scoped_guard(spinlock, &t->kvm->gpc_lock) {
 		gpc_test_write_cold(t, &t->cold_inv);
-		gpc_invalidate_ranges(t->kvm, t->uaddr, t->uaddr + PAGE_SIZE - 1);
+		gpc_invalidate_ranges(t->kvm, KVM_GPC_BY_HVA, t->uaddr, t->uaddr + PAGE_SIZE - 1);
 	}
 	WRITE_ONCE(t->gone, true);
 	gpc_test_spin_until(&t->round_done, t->round);
@@ -1620,6 +1699,10 @@ static struct kunit_case gpc_test_cases[] = {
 	KUNIT_CASE(gpc_test_many_invalidations),
 	KUNIT_CASE(gpc_test_no_room),
 	KUNIT_CASE(gpc_test_retry),
+#ifdef CONFIG_KVM_GENERIC_MEMORY_ATTRIBUTES
+	KUNIT_CASE(gpc_test_becomes_private),
+	KUNIT_CASE(gpc_test_wait_for_own_gfn),
+#endif
 	KUNIT_CASE(gpc_test_refresh_during_activation),
 	KUNIT_CASE(gpc_test_activation_during_activation),
 	KUNIT_CASE(gpc_test_trylock_stale),
@@ -1909,6 +1992,26 @@ static kvm_pfn_t gpc_map_test_bare_pfn(struct kunit *test)
 	return pfn;
 }
 
+/* RAM that the caller knows not to be in the direct map. */
+static void gpc_map_test_not_direct(struct kunit *test)
+{
+	struct gpc_map_test *m = test->priv;
+	struct gpc_map *map;
+	unsigned int nr;
+
+	gpc_map_test_use_pages(test, false);
+
+	for (nr = 1; nr <= GPC_MAP_MAX; nr++) {
+		map = gpc_map(m->pfn, m->page, nr);
+		KUNIT_ASSERT_FALSE(test, IS_ERR(map));
+		m->khva = map->addr;
+		KUNIT_EXPECT_TRUE(test, is_vmalloc_addr(m->khva));
+		gpc_map_test_expect_alias(test, nr);
+		gpc_unmap(map);
+		KUNIT_EXPECT_NULL(test, find_vm_area(m->khva));
+	}
+}
+
 static void gpc_map_test_mixed(struct kunit *test)
 {
 	kvm_pfn_t bare = gpc_map_test_bare_pfn(test);
@@ -1949,6 +2052,7 @@ static void gpc_map_test_exit(struct kunit *test)
 static struct kunit_case gpc_map_test_cases[] = {
 	KUNIT_CASE(gpc_map_test_contiguous),
 	KUNIT_CASE(gpc_map_test_scattered),
+	KUNIT_CASE(gpc_map_test_not_direct),
 	KUNIT_CASE(gpc_map_test_number_only),
 	KUNIT_CASE(gpc_map_test_scattered_number_only),
 	KUNIT_CASE(gpc_map_test_no_struct_page),

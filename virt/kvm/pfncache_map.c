@@ -111,6 +111,9 @@ void *gpc_direct_address(const kvm_pfn_t *pfn, struct page *const *page, unsigne
  * @page: their struct pages, NULL if unknown to the caller
  * @nr: their number, from 1 to GPC_MAP_MAX
  *
+ * RAM that has been removed from the direct map can be mapped, too.  The caller
+ * has to know that, and must not use gpc_direct_address() then.
+ *
  * Return: The mapping, to be passed to gpc_unmap(), or else an ERR_PTR() of:
  *	   -ENOMEM: the frames cannot be mapped,
  *	   -EOPNOTSUPP: the frames cannot be mapped together, because only some

@@ -32,6 +32,7 @@ int kvm_xen_area_error(int r)
 	case -ENXIO:
 		return -EINVAL;
 	case -ENOENT:
+	case -EACCES:
 	case -EHWPOISON:
 	case -ENOMEM:
 	case -EOPNOTSUPP:
