@@ -671,4 +671,210 @@ TEST_F(gpc_gmem_event, delivered)
 	EXPECT_EQ(get_ucall(gv->vcpu, NULL), UCALL_DONE);
 }
 
+/*
+ * While memory becomes private, is punched, or moves in the file, in the middle
+ * of writes to all areas: what was taken away isn't written to any more.
+ */
+#define RACE_ROUNDS	100
+
+/* How often to look at memory that isn't the guest's any more. */
+#define RACE_LOOKS	20
+
+struct race {
+	struct gmem_vm *gv;
+	/* Where the memslot is in the file. */
+	size_t offset;
+	bool stop;
+};
+
+static void *race_run_vcpu(void *arg)
+{
+	struct race *r = arg;
+
+	while (!READ_ONCE(r->stop))
+		vcpu_run(r->gv->vcpu);
+
+	return NULL;
+}
+
+static void *race_send_events(void *arg)
+{
+	struct race *r = arg;
+	int err;
+
+	while (!READ_ONCE(r->stop)) {
+		err = send_event(r->gv);
+		TEST_ASSERT(!err || err == EFAULT, "errno %d", err);
+	}
+
+	return NULL;
+}
+
+static void *race_set_clock(void *arg)
+{
+	struct race *r = arg;
+
+	while (!READ_ONCE(r->stop))
+		xen_set_clock(r->gv->vm, xen_get_clock(r->gv->vm) + NSEC_PER_SEC);
+
+	return NULL;
+}
+
+static void expect_unchanged(const u8 *mem, size_t size)
+{
+	u8 before[SIZE];
+	int i;
+
+	memcpy(before, mem, size);
+	for (i = 0; i < RACE_LOOKS; i++) {
+		sched_yield();
+		TEST_ASSERT(!memcmp(before, mem, size), "KVM writes to memory that was taken");
+	}
+}
+
+static void race_convert(struct race *r, int page)
+{
+	gpa_t gpa = GPA + page * PAGE_SIZE;
+
+	vm_mem_set_private(r->gv->vm, gpa, PAGE_SIZE);
+	expect_unchanged(r->gv->hva + page * PAGE_SIZE, PAGE_SIZE);
+	vm_mem_set_shared(r->gv->vm, gpa, PAGE_SIZE);
+}
+
+static void race_move(struct race *r, u8 *file)
+{
+	size_t old = r->offset;
+
+	set_memslot(r->gv, 0, 0);
+	expect_unchanged(file + old, SIZE);
+	r->offset = SIZE - old;
+	set_memslot(r->gv, SIZE, r->offset);
+	expect_unchanged(file + old, SIZE);
+}
+
+FIXTURE(gpc_gmem_race) {
+	struct gmem_vm gv;
+};
+
+FIXTURE_VARIANT(gpc_gmem_race) {
+	unsigned long type;
+	bool xen;
+};
+
+FIXTURE_VARIANT_ADD(gpc_gmem_race, private_xen) {
+	.type = KVM_X86_SW_PROTECTED_VM, .xen = true,
+};
+
+FIXTURE_VARIANT_ADD(gpc_gmem_race, private_kvm) {
+	.type = KVM_X86_SW_PROTECTED_VM,
+};
+
+FIXTURE_VARIANT_ADD(gpc_gmem_race, file_xen) {
+	.type = KVM_X86_DEFAULT_VM, .xen = true,
+};
+
+FIXTURE_VARIANT_ADD(gpc_gmem_race, file_kvm) {
+	.type = KVM_X86_DEFAULT_VM,
+};
+
+FIXTURE_SETUP(gpc_gmem_race)
+{
+	create_vm(&self->gv, variant->type, variant->xen);
+}
+
+FIXTURE_TEARDOWN(gpc_gmem_race)
+{
+	destroy_vm(&self->gv);
+}
+
+TEST_F_TIMEOUT(gpc_gmem_race, taken, 300)
+{
+	bool private = variant->type == KVM_X86_SW_PROTECTED_VM;
+	struct gmem_vm *gv = &self->gv;
+	struct race race = { .gv = gv };
+	pthread_t threads[3];
+	u8 *mem;
+	int i;
+
+	if (private)
+		add_gmem(gv, 0, anonymous_memory());
+	else
+		add_gmem(gv, MMAP | SHARED, NULL);
+	mem = private ? gv->hva :
+	      __kvm_mmap(2 * SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, gv->fd, 0);
+	set_areas(gv);
+
+	pthread_create(&threads[0], NULL, race_run_vcpu, &race);
+	pthread_create(&threads[1], NULL, race_set_clock, &race);
+	if (gv->xen)
+		pthread_create(&threads[2], NULL, race_send_events, &race);
+
+	for (i = 0; i < RACE_ROUNDS; i++) {
+		if (private) {
+			race_convert(&race, i % NR_PAGES);
+		} else if (i % 4) {
+			punch(gv, race.offset + i % 4 * PAGE_SIZE, PAGE_SIZE);
+			sched_yield();
+		} else {
+			race_move(&race, mem);
+		}
+	}
+
+	WRITE_ONCE(race.stop, true);
+	for (i = 0; i < 2 + gv->xen; i++)
+		pthread_join(threads[i], NULL);
+	expect_areas_in(gv, mem + race.offset);
+}
+
+/*
+ * An event waits, asleep, for a change of attributes that takes long.  Most of
+ * the memory that it names doesn't exist.
+ */
+#define LONG_CHANGE	(BIT_ULL(21) * PAGE_SIZE)
+
+static void *make_much_private(void *arg)
+{
+	vm_mem_set_private(arg, GPA, LONG_CHANGE);
+	return NULL;
+}
+
+static u64 time_ns(clockid_t clock)
+{
+	struct timespec ts;
+
+	TEST_ASSERT_EQ(clock_gettime(clock, &ts), 0);
+	return timespec_to_ns(ts);
+}
+
+TEST_F_TIMEOUT(gpc_gmem_private, long_change, 300)
+{
+	struct gmem_vm *gv = &self->gv;
+	u64 waited, used;
+	pthread_t thread;
+	int err;
+
+	if (!gv->xen)
+		return;
+
+	add_gmem(gv, 0, anonymous_memory());
+	set_areas(gv);
+	TEST_ASSERT_EQ(send_event(gv), 0);
+
+	/* The call that finds that the change has begun is the last one. */
+	pthread_create(&thread, NULL, make_much_private, gv->vm);
+	do {
+		waited = time_ns(CLOCK_MONOTONIC);
+		used = time_ns(CLOCK_THREAD_CPUTIME_ID);
+		err = send_event(gv);
+		waited = time_ns(CLOCK_MONOTONIC) - waited;
+		used = time_ns(CLOCK_THREAD_CPUTIME_ID) - used;
+	} while (!err);
+	pthread_join(thread, NULL);
+
+	EXPECT_EQ(err, EFAULT);
+	EXPECT_LT(used, waited / 10)
+		TH_LOG("The event waited for %lu ms and used %lu ms", waited / 1000000,
+		       used / 1000000);
+}
+
 TEST_HARNESS_MAIN

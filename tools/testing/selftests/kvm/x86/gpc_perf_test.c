@@ -47,6 +47,12 @@
  *			(the touch is no part of the figure), without a VM
  *  dontneed_N		... while the process has a VM with N vCPUs, each of which has
  *			3 areas that are elsewhere
+ *  punch_N		punch a hole of a page into a guest_memfd that
+ *			is all memory of a VM with N vCPUs, whose areas
+ *			are elsewhere in the file
+ *  convert_N		make a page private and shared again, of a VM
+ *			with private memory and N vCPUs, whose areas are
+ *			elsewhere
  *  senders_1		KVM_XEN_HVM_EVTCHN_SEND and evtchn_clear by one thread
  *  senders_2		... by two threads on two CPUs, each to a vCPU of its own: the time
  *			until both are done, per event of one thread.  It means something
@@ -60,6 +66,7 @@
  *  storm_*		... while a thread on another CPU does MADV_FREE of other memory
  *			over and over, i.e. with an invalidation under way almost always
  */
+#include <linux/falloc.h>
 #include <linux/sizes.h>
 #include <pthread.h>
 #include <sched.h>
@@ -67,6 +74,7 @@
 #include <sys/mman.h>
 
 #include "test_util.h"
+#include "kvm_syscalls.h"
 #include "kvm_util.h"
 #include "processor.h"
 #include "xen.h"
@@ -116,6 +124,9 @@ static struct xen_vcpu_info *vcpu_infos[NR_SENDERS];
 static int unused_eventfd, irqfd;
 /* One for each iteration. */
 static char *pages;
+/* The same, in the guest's memory. */
+static int gmem_fd;
+static u64 gmem_offset;
 
 static void guest_code(void)
 {
@@ -128,18 +139,14 @@ static void *gpa2hva(u64 gpa)
 	return addr_gpa2hva(vm, gpa);
 }
 
-static void create_vm(u32 nr_vcpus)
+static u64 nr_region_pages(u32 nr_vcpus)
 {
-	u64 nr_pages = 3 + DIV_ROUND_UP(nr_vcpus * AREAS_SIZE, PAGE_SIZE);
-	u32 v;
+	return 3 + DIV_ROUND_UP(nr_vcpus * AREAS_SIZE, PAGE_SIZE);
+}
 
-	vcpus = calloc(nr_vcpus, sizeof(*vcpus));
-	TEST_ASSERT(vcpus, "Failed to allocate %u pointers", nr_vcpus);
-	vm = vm_create_with_vcpus(nr_vcpus, guest_code, vcpus);
-	vm_userspace_mem_region_add(vm, VM_MEM_SRC_ANONYMOUS, REGION_GPA, REGION_SLOT, nr_pages, 0);
-	shinfo = gpa2hva(SHINFO_GPA);
-	for (v = 0; v < NR_SENDERS && v < nr_vcpus; v++)
-		vcpu_infos[v] = gpa2hva(VCPU_INFO_GPA(v));
+static void set_areas(u32 nr_vcpus)
+{
+	u32 v;
 
 	xen_enable(vm);
 	xen_set_shared_info(vm, SHINFO_GPA);
@@ -149,6 +156,22 @@ static void create_vm(u32 nr_vcpus)
 				  TIME_INFO_GPA(v));
 		xen_set_vcpu_area(vcpus[v], KVM_XEN_VCPU_ATTR_TYPE_RUNSTATE_ADDR, RUNSTATE_GPA(v));
 	}
+}
+
+static void create_vm(u32 nr_vcpus)
+{
+	u32 v;
+
+	vcpus = calloc(nr_vcpus, sizeof(*vcpus));
+	TEST_ASSERT(vcpus, "Failed to allocate %u pointers", nr_vcpus);
+	vm = vm_create_with_vcpus(nr_vcpus, guest_code, vcpus);
+	vm_userspace_mem_region_add(vm, VM_MEM_SRC_ANONYMOUS, REGION_GPA, REGION_SLOT,
+				    nr_region_pages(nr_vcpus), 0);
+	shinfo = gpa2hva(SHINFO_GPA);
+	for (v = 0; v < NR_SENDERS && v < nr_vcpus; v++)
+		vcpu_infos[v] = gpa2hva(VCPU_INFO_GPA(v));
+
+	set_areas(nr_vcpus);
 }
 
 static void free_vm(void)
@@ -482,6 +505,75 @@ static void measure_dontneed_with_vcpus(u32 nr_vcpus)
 	free_vm();
 }
 
+static void populate_file(void)
+{
+	kvm_fallocate(gmem_fd, FALLOC_FL_KEEP_SIZE, gmem_offset, nr_iterations * PAGE_SIZE);
+}
+
+static void punch_page(u32 i)
+{
+	kvm_fallocate(gmem_fd, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE,
+		      gmem_offset + i * PAGE_SIZE, PAGE_SIZE);
+}
+
+static void measure_punch_with_vcpus(u32 nr_vcpus)
+{
+	u64 nr_pages = nr_region_pages(nr_vcpus);
+	size_t size = (nr_pages + nr_iterations) * PAGE_SIZE;
+	char name[32];
+	void *mem;
+
+	vcpus = calloc(nr_vcpus, sizeof(*vcpus));
+	TEST_ASSERT(vcpus, "Failed to allocate %u pointers", nr_vcpus);
+	vm = vm_create_with_vcpus(nr_vcpus, guest_code, vcpus);
+	gmem_fd = vm_create_guest_memfd(vm, size, GUEST_MEMFD_FLAG_MMAP |
+					GUEST_MEMFD_FLAG_INIT_SHARED);
+	gmem_offset = nr_pages * PAGE_SIZE;
+	mem = kvm_mmap(size, PROT_READ | PROT_WRITE, MAP_SHARED, gmem_fd);
+	vm_set_user_memory_region2(vm, REGION_SLOT, KVM_MEM_GUEST_MEMFD, REGION_GPA, size,
+				   mem, gmem_fd, 0);
+	set_areas(nr_vcpus);
+
+	snprintf(name, sizeof(name), "punch_%u", nr_vcpus);
+	print_figure(name, time_fastest_round(populate_file, punch_page),
+		     time_fastest_round(populate_file, nothing), nr_iterations);
+
+	kvm_munmap(mem, size);
+	kvm_close(gmem_fd);
+	free_vm();
+}
+
+static void convert_page(u32 i)
+{
+	vm_mem_set_private(vm, HUGE_GPA + i * PAGE_SIZE, PAGE_SIZE);
+	vm_mem_set_shared(vm, HUGE_GPA + i * PAGE_SIZE, PAGE_SIZE);
+}
+
+static void measure_convert_with_vcpus(u32 nr_vcpus)
+{
+	struct vm_shape shape = {
+		.mode = VM_MODE_DEFAULT,
+		.type = KVM_X86_SW_PROTECTED_VM,
+	};
+	char name[32];
+
+	if (!(kvm_check_cap(KVM_CAP_VM_TYPES) & BIT(KVM_X86_SW_PROTECTED_VM)))
+		return;
+
+	vcpus = calloc(nr_vcpus, sizeof(*vcpus));
+	TEST_ASSERT(vcpus, "Failed to allocate %u pointers", nr_vcpus);
+	vm = __vm_create_with_vcpus(shape, nr_vcpus, 0, guest_code, vcpus);
+	vm_userspace_mem_region_add(vm, VM_MEM_SRC_ANONYMOUS, REGION_GPA, REGION_SLOT,
+				    nr_region_pages(nr_vcpus), 0);
+	vm_userspace_mem_region_add(vm, VM_MEM_SRC_ANONYMOUS, HUGE_GPA, HUGE_SLOT,
+				    nr_iterations, 0);
+	set_areas(nr_vcpus);
+
+	snprintf(name, sizeof(name), "convert_%u", nr_vcpus);
+	measure(name, convert_page, nothing);
+	free_vm();
+}
+
 /* Senders on two CPUs */
 
 static struct sender {
@@ -673,7 +765,7 @@ static void help(const char *name)
 	printf(" -n: operations per round, for senders 20 times as many, default %d\n",
 	       DEFAULT_ITERATIONS);
 	printf(" -r: rounds, of which the fastest counts, default %d\n", DEFAULT_ROUNDS);
-	printf(" -v: numbers of vCPUs for MADV_DONTNEED, default " DEFAULT_VCPUS "\n");
+	printf(" -v: numbers of vCPUs for changes elsewhere, default " DEFAULT_VCPUS "\n");
 }
 
 int main(int argc, char *argv[])
@@ -682,6 +774,7 @@ int main(int argc, char *argv[])
 		    KVM_XEN_HVM_CONFIG_RUNSTATE;
 	char default_vcpus[] = DEFAULT_VCPUS;
 	char *list = default_vcpus, *nr;
+	u32 nr_vcpus;
 	int opt;
 
 	TEST_REQUIRE((kvm_check_cap(KVM_CAP_XEN_HVM) & flags) == flags);
@@ -721,8 +814,12 @@ int main(int argc, char *argv[])
 	free_vm();
 	measure_steal_time();
 
-	for (nr = strtok(list, ","); nr; nr = strtok(NULL, ","))
-		measure_dontneed_with_vcpus(atoi_positive("Number of vCPUs", nr));
+	for (nr = strtok(list, ","); nr; nr = strtok(NULL, ",")) {
+		nr_vcpus = atoi_positive("Number of vCPUs", nr);
+		measure_dontneed_with_vcpus(nr_vcpus);
+		measure_punch_with_vcpus(nr_vcpus);
+		measure_convert_with_vcpus(nr_vcpus);
+	}
 
 	kvm_munmap(pages, nr_iterations * PAGE_SIZE);
 	return 0;

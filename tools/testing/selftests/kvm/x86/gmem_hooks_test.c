@@ -1,0 +1,212 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * When guest_memfd calls the hooks of the architecture: a page is made private
+ * when it is about to be mapped as such, and reclaimed when it leaves the file.
+ * Neither is done for a change of attributes, nor for shared memory that KVM
+ * itself accesses.
+ *
+ * Kprobes count the calls, so this works without a confidential guest, but
+ * needs a kernel with KVM_AMD_SEV and KPROBE_EVENTS.
+ */
+#include <fcntl.h>
+#include <linux/falloc.h>
+#include <stdio.h>
+#include <sys/mount.h>
+#include <unistd.h>
+
+#include "kvm_syscalls.h"
+#include "kvm_test_harness.h"
+#include "kvm_util.h"
+#include "test_util.h"
+#include "xen.h"
+
+#define TRACEFS		"/sys/kernel/tracing"
+#define GROUP		"kvm_gmem_hooks"
+
+#define GPA		0xc0000000ULL
+#define SLOT		10
+#define NR_PAGES	16
+#define SIZE		(NR_PAGES * PAGE_SIZE)
+
+enum {
+	MAKE_PRIVATE,
+	RECLAIM,
+	INVALIDATE,
+	NR_HOOKS,
+};
+
+static const char *const hooks[NR_HOOKS] = {
+	[MAKE_PRIVATE] = "kvm_arch_gmem_make_private",
+	[RECLAIM] = "kvm_arch_gmem_reclaim",
+	[INVALIDATE] = "kvm_arch_gmem_invalidate_range",
+};
+
+static int write_file(const char *path, int flags, const char *text)
+{
+	int fd = open(path, O_WRONLY | flags), r;
+
+	if (fd < 0)
+		return -1;
+	r = write(fd, text, strlen(text));
+	close(fd);
+	return r < 0 ? -1 : 0;
+}
+
+static void remove_probes(void)
+{
+	char text[128];
+	int i;
+
+	write_file(TRACEFS "/events/" GROUP "/enable", 0, "0");
+	for (i = 0; i < NR_HOOKS; i++) {
+		snprintf(text, sizeof(text), "-:" GROUP "/%s", hooks[i]);
+		write_file(TRACEFS "/kprobe_events", O_APPEND, text);
+	}
+}
+
+static bool add_probes(void)
+{
+	char text[128];
+	int i;
+
+	if (access(TRACEFS "/kprobe_events", W_OK) &&
+	    mount("tracefs", TRACEFS, "tracefs", 0, NULL))
+		return false;
+
+	remove_probes();
+	for (i = 0; i < NR_HOOKS; i++) {
+		snprintf(text, sizeof(text), "p:" GROUP "/%s %s", hooks[i], hooks[i]);
+		if (write_file(TRACEFS "/kprobe_events", O_APPEND, text))
+			return false;
+	}
+
+	return !write_file(TRACEFS "/events/" GROUP "/enable", 0, "1");
+}
+
+static unsigned long nr_calls(int hook)
+{
+	unsigned long hits, missed, ret = ~0ul;
+	char name[64];
+	FILE *f;
+
+	f = fopen(TRACEFS "/kprobe_profile", "r");
+	TEST_ASSERT(f, "fopen(kprobe_profile): errno %d", errno);
+	while (fscanf(f, "%63s %lu %lu", name, &hits, &missed) == 3) {
+		if (!strcmp(name, hooks[hook])) {
+			TEST_ASSERT_EQ(missed, 0);
+			ret = hits;
+		}
+	}
+	fclose(f);
+	TEST_ASSERT(ret != ~0ul, "There is no probe of %s", hooks[hook]);
+	return ret;
+}
+
+FIXTURE(gmem_hooks) {
+	struct kvm_vcpu *vcpu;
+	struct kvm_vm *vm;
+	/* What has been seen of the calls. */
+	unsigned long seen[NR_HOOKS];
+	int fd;
+};
+
+FIXTURE_SETUP(gmem_hooks)
+{
+	struct vm_shape shape = {
+		.mode = VM_MODE_DEFAULT,
+		.type = KVM_X86_SW_PROTECTED_VM,
+	};
+	void *mem;
+	int i;
+
+	TEST_REQUIRE(kvm_check_cap(KVM_CAP_VM_TYPES) & BIT(KVM_X86_SW_PROTECTED_VM));
+	TEST_REQUIRE(kvm_has_cap(KVM_CAP_PRE_FAULT_MEMORY));
+	TEST_REQUIRE(xen_has_evtchn_send());
+	TEST_REQUIRE(add_probes());
+
+	self->vm = vm_create_shape_with_one_vcpu(shape, &self->vcpu, xen_guest_idle);
+	xen_enable(self->vm);
+	self->fd = vm_create_guest_memfd(self->vm, SIZE, 0);
+	mem = kvm_mmap(SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+	vm_set_user_memory_region2(self->vm, SLOT, KVM_MEM_GUEST_MEMFD, GPA, SIZE, mem,
+				   self->fd, 0);
+	for (i = 0; i < NR_HOOKS; i++)
+		self->seen[i] = nr_calls(i);
+}
+
+FIXTURE_TEARDOWN(gmem_hooks)
+{
+	close(self->fd);
+	kvm_vm_free(self->vm);
+	remove_probes();
+}
+
+/* How often a hook was called since the last time. */
+static unsigned long calls(unsigned long *seen, int hook)
+{
+	unsigned long nr = nr_calls(hook) - seen[hook];
+
+	seen[hook] += nr;
+	return nr;
+}
+
+static void prefault(struct kvm_vcpu *vcpu)
+{
+	struct kvm_pre_fault_memory range = { .gpa = GPA, .size = SIZE };
+
+	while (range.size)
+		vcpu_ioctl(vcpu, KVM_PRE_FAULT_MEMORY, &range);
+}
+
+static void punch(int fd)
+{
+	kvm_fallocate(fd, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, 0, SIZE);
+}
+
+TEST_F(gmem_hooks, private_memory)
+{
+	vm_mem_set_private(self->vm, GPA, SIZE);
+	EXPECT_EQ(calls(self->seen, MAKE_PRIVATE), 0);
+
+	prefault(self->vcpu);
+	EXPECT_EQ(calls(self->seen, MAKE_PRIVATE), NR_PAGES);
+
+	/* What is shared and private again was private all the time. */
+	vm_mem_set_shared(self->vm, GPA, SIZE);
+	vm_mem_set_private(self->vm, GPA, SIZE);
+	EXPECT_EQ(calls(self->seen, MAKE_PRIVATE), 0);
+	EXPECT_EQ(calls(self->seen, RECLAIM), 0);
+	EXPECT_EQ(calls(self->seen, INVALIDATE), 0);
+
+	punch(self->fd);
+	EXPECT_EQ(calls(self->seen, RECLAIM), NR_PAGES);
+	EXPECT_EQ(calls(self->seen, INVALIDATE), 1);
+
+	/* There is nothing in it any more. */
+	punch(self->fd);
+	EXPECT_EQ(calls(self->seen, RECLAIM), 0);
+	EXPECT_EQ(calls(self->seen, MAKE_PRIVATE), 0);
+}
+
+/* KVM's own accesses make no page private, whatever they find. */
+TEST_F(gmem_hooks, areas)
+{
+	struct kvm_xen_hvm_attr attr = {
+		.type = KVM_XEN_ATTR_TYPE_SHARED_INFO,
+		.u.shared_info.gfn = GPA / PAGE_SIZE,
+	};
+	struct kvm_irq_routing_xen_evtchn e = xen_evtchn(self->vcpu, 5);
+
+	xen_set_shared_info(self->vm, GPA);
+	xen_set_vcpu_info(self->vcpu, GPA + PAGE_SIZE);
+	xen_evtchn_send(self->vcpu, 4);
+
+	vm_mem_set_private(self->vm, GPA, SIZE);
+	EXPECT_EQ(__vm_ioctl(self->vm, KVM_XEN_HVM_EVTCHN_SEND, &e), -1);
+	EXPECT_EQ(__vm_ioctl(self->vm, KVM_XEN_HVM_SET_ATTR, &attr), -1);
+	EXPECT_EQ(errno, EFAULT);
+	EXPECT_EQ(calls(self->seen, MAKE_PRIVATE), 0);
+	EXPECT_EQ(calls(self->seen, RECLAIM), 0);
+}
+
+TEST_HARNESS_MAIN
