@@ -95,8 +95,8 @@ bench: ## base and series side by side: instructions, and time on two CPUs
 	for t in series base; do $(H)/kernel $$t default; $(H)/image $$t default; done; \
 	$(H)/bench.py
 
-planted: ## bugs planted in the kernel, one at a time: is each found? make planted ONLY=regex
-	@$(H)/tree; $(H)/planted.py $(if $(ONLY),--only '$(ONLY)')
+planted: ## bugs planted in the kernel, one at a time: is each found? ONLY=regex, POSTING=name
+	@$(H)/tree; $(H)/planted.py $(if $(ONLY),--only '$(ONLY)') $(if $(POSTING),--posting '$(POSTING)')
 
 litmus: ## the litmus tests, by herd7, and that each barrier of theirs is needed
 	@$(H)/deps; $(H)/tree; $(H)/litmus

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Plant bugs in the series' kernel, one at a time: the tests that each names must find it.
 
-  planted.py [--only REGEX] [--list]
+  planted.py [--only REGEX] [--posting NAME] [--list]
 
 planted/NAME.patch is a diff against the end of the series, to the kernel and not to its
 tests.  What is wrong with it in place is said above the diff, and in these lines:
@@ -18,6 +18,7 @@ Without the bug the same tests must pass, as often.
 
 import argparse
 import fcntl
+import glob
 import os
 import re
 import shutil
@@ -97,6 +98,23 @@ class Bug:
                 {test_of(n) for _, n in seen} == self.tests and
                 all(n in self.found_by for k, n in seen if k == 'fail') and
                 ('fail' not in self.seen_as or self.found_by <= {n for _, n in seen}))
+
+
+def posting_of(bug):
+    """The first posting that adds what finds the bug: NAME of patches/NN-NAME."""
+    wanted = []
+    for name in sorted(bug.found_by):
+        collection, _, test = name.partition(':')
+        test, _, case = test.partition('.')
+        file = '_kunit' if collection == 'kunit' else f'/{test}'
+        wanted.append((file + '.c', re.compile(rf'^\+.*\b{case.rpartition(".")[2] or test}\b', re.M)))
+    for path in sorted(glob.glob(os.path.join(run.TOP, 'patches/*/*.patch'))):
+        with open(path) as f:
+            files = f.read().split('\ndiff --git ')[1:]
+        for diff in files:
+            if any(diff.splitlines()[0].endswith(file) and case.search(diff) for file, case in wanted):
+                return os.path.basename(os.path.dirname(path)).partition('-')[2]
+    return None
 
 
 def git(*args, tree=TREE, check=True):
@@ -200,6 +218,7 @@ def check(bug):
 def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument('--only', type=re.compile, default=re.compile(''), help='plant only what matches this regex')
+    ap.add_argument('--posting', metavar='NAME', help='plant only what a test of that posting is to find')
     ap.add_argument('--list', action='store_true', help='list them and end')
     ap.add_argument('--patches', default=os.path.join(HERE, 'planted'), metavar='DIR', help='where they are')
     args = ap.parse_args()
@@ -207,11 +226,13 @@ def main():
     patches = os.path.abspath(args.patches)
     bugs = [Bug(os.path.join(patches, f)) for f in sorted(os.listdir(patches))
             if f.endswith('.patch') and args.only.search(f.removesuffix('.patch'))]
+    if args.posting:
+        bugs = [b for b in bugs if posting_of(b) == re.sub(r'^\d\d-', '', args.posting)]
     if not bugs:
         run.die(f'no patch in {os.path.relpath(patches)} matches')
     if args.list:
         for b in bugs:
-            print(b.name, b.plan, *sorted(b.found_by))
+            print(b.name, b.plan, posting_of(b) or "-", *sorted(b.found_by))
         return 0
     os.makedirs(DIR, exist_ok=True)
     lock = open(os.path.join(DIR, 'lock'), 'w')

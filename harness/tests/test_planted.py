@@ -200,9 +200,24 @@ class Planted(test_runner.Machine):
         self.bug('x', 'fail_one_a')
         self.bug('y', 'harmless')
         self.assertNotIn('y  x:default', self.found('--only', '^x'))
-        self.assertEqual(self.plant('--list'), (0, 'x x:default:kvm kvm:one.a\ny x:default:kvm kvm:one.a\n'))
+        self.assertEqual(self.plant('--list'), (0, 'x x:default:kvm - kvm:one.a\ny x:default:kvm - kvm:one.a\n'))
         rc, out = self.plant('--only', 'z')
         self.assertEqual(rc, 2, out)
+
+    def test_posting(self):
+        self.bug('x', 'fail_one_a')
+        for posting, file, line in (('01-near', 'x/one.c', ' TEST(a)'), ('02-far', 'x/two.c', '+TEST(a)'),
+                                    ('03-here', 'x/one.c', '+TEST(a)'), ('04-late', 'x/one.c', '+TEST(a)')):
+            os.makedirs(os.path.join(self.dir, 'patches', posting))
+            with open(os.path.join(self.dir, 'patches', posting, '0001-x.patch'), 'w') as f:
+                f.write(f'Subject: x\n\ndiff --git a/{file} b/{file}\n--- a/{file}\n+++ b/{file}\n'
+                        f'@@ -1 +1 @@\n{line}\n')
+        listed = (0, 'x x:default:kvm here kvm:one.a\n')
+        self.assertEqual(self.plant('--list', '--posting', 'here'), listed)
+        self.assertEqual(self.plant('--list', '--posting', '03-here'), listed)
+        for other in ('near', 'far', 'late'):
+            rc, out = self.plant('--posting', other)
+            self.assertEqual(rc, 2, out)
 
     def test_no_such_test(self):
         self.bug('x', 'fail_one_a', 'Plan: x:default:kvm', 'Found-by: kvm:three.a')
