@@ -51,13 +51,15 @@
 
 /* Pages of an area that are contiguous for userspace, in one memslot. */
 struct gpc_range {
-	/* In the trees of kvm->gpc_index, or empty. */
-	struct interval_tree_node node[KVM_GPC_NR_INDEXES];
+	/* In the tree of kvm->gpc_index[by]. */
+	struct interval_tree_node node;
 	struct gpc_area *area;
 	/* NULL and 0 if the area is bound by HVA. */
 	struct kvm_memory_slot *memslot;
 	gfn_t gfn;
+	/* Pages to look up; 0 if another range has them. */
 	unsigned int nr_pages;
+	enum kvm_gpc_by by;
 };
 
 /*
@@ -71,7 +73,9 @@ struct gpc_area {
 	gpa_t gpa;
 	unsigned long uhva;
 	unsigned int len;
-	unsigned int nr_pages;
+	unsigned short nr_pages;
+	/* The size of @range. */
+	unsigned short max_ranges;
 
 	/* The members from here on are written under kvm->gpc_lock. */
 
@@ -83,49 +87,20 @@ struct gpc_area {
 	bool stale;
 	/* A refresh has failed since the area was mapped the last time. */
 	bool failed;
-	/* The ranges in the tree: all of the pages, in order. */
+	/* The ranges: all of the pages, in order. */
 	unsigned int nr_ranges;
-	struct gpc_range range[] __counted_by(nr_pages);
+	struct gpc_range range[] __counted_by(max_ranges);
 };
 
 #define gpc_for_each_range(range, kvm, by, first, last)					\
 	for (struct interval_tree_node *__node =					\
 		     interval_tree_iter_first(&(kvm)->gpc_index[by].tree, first, last);	\
-	     __node && (range = container_of(__node, struct gpc_range, node[by]), true);\
+	     __node && (range = container_of(__node, struct gpc_range, node), true);	\
 	     __node = interval_tree_iter_next(__node, first, last))
 
-static void gpc_index_range(struct gpc_range *range, enum kvm_gpc_by by,
-			    unsigned long start, unsigned long last)
-{
-	struct interval_tree_node *node = &range->node[by];
-
-	node->start = start;
-	node->last = last;
-	interval_tree_insert(node, &range->area->gpc->kvm->gpc_index[by].tree);
-}
-
-/*
- * Whether the pages are looked up in the memslot's guest_memfd, as for the
- * guest, whatever is mapped at the memslot's userspace address.
- */
-static bool gpc_is_in_gmem(const struct gpc_range *range)
-{
-	return range->memslot && kvm_memslot_is_gmem_only(range->memslot);
-}
-
-static void gpc_remove_range(struct gpc_range *range)
-{
-	struct kvm *kvm = range->area->gpc->kvm;
-	enum kvm_gpc_by by;
-
-	for (by = 0; by < KVM_GPC_NR_INDEXES; by++) {
-		if (!RB_EMPTY_NODE(&range->node[by].rb))
-			interval_tree_remove(&range->node[by], &kvm->gpc_index[by].tree);
-	}
-}
-
-static void gpc_add_range(struct gpc_area *area, unsigned long uhva, unsigned int nr_pages,
-			  struct kvm_memory_slot *slot, gfn_t gfn)
+static void gpc_add_range(struct gpc_area *area, enum kvm_gpc_by by, unsigned long first,
+			  unsigned long last, struct kvm_memory_slot *slot, gfn_t gfn,
+			  unsigned int nr_pages)
 {
 	struct gpc_range *range = &area->range[area->nr_ranges++];
 
@@ -133,22 +108,48 @@ static void gpc_add_range(struct gpc_area *area, unsigned long uhva, unsigned in
 	range->memslot = slot;
 	range->gfn = gfn;
 	range->nr_pages = nr_pages;
-	RB_CLEAR_NODE(&range->node[KVM_GPC_BY_HVA].rb);
-	RB_CLEAR_NODE(&range->node[KVM_GPC_BY_GFN].rb);
+	range->by = by;
+	range->node.start = first;
+	range->node.last = last;
+	interval_tree_insert(&range->node, &area->gpc->kvm->gpc_index[by].tree);
+}
 
-	if (!gpc_is_in_gmem(range))
-		gpc_index_range(range, KVM_GPC_BY_HVA, uhva, uhva + nr_pages * PAGE_SIZE - 1);
+static void gpc_add_hva_range(struct gpc_area *area, unsigned long uhva,
+			      unsigned int nr_pages, struct kvm_memory_slot *slot, gfn_t gfn)
+{
+	gpc_add_range(area, KVM_GPC_BY_HVA, uhva, uhva + nr_pages * PAGE_SIZE - 1, slot, gfn,
+		      nr_pages);
+}
 
-	if (gpc_is_in_gmem(range) || (slot && kvm_arch_has_private_mem(area->gpc->kvm)))
-		gpc_index_range(range, KVM_GPC_BY_GFN, gfn, gfn + nr_pages - 1);
+static void gpc_add_memslot_range(struct gpc_area *area, struct kvm_memory_slot *slot,
+				  gfn_t gfn, unsigned int nr_pages)
+{
+	gfn_t last = gfn + nr_pages - 1;
+
+	/* As for the guest, whatever is mapped at the memslot's address. */
+	if (kvm_memslot_is_gmem_only(slot)) {
+		gpc_add_range(area, KVM_GPC_BY_GFN, gfn, last, slot, gfn, nr_pages);
+		return;
+	}
+
+	/* The pages are looked up by the other range, if they aren't private. */
+	if (kvm_arch_has_private_mem(area->gpc->kvm))
+		gpc_add_range(area, KVM_GPC_BY_GFN, gfn, last, slot, gfn, 0);
+
+	gpc_add_hva_range(area, __gfn_to_hva_memslot(slot, gfn), nr_pages, slot, gfn);
 }
 
 static void gpc_unbind(struct gpc_area *area)
 {
-	lockdep_assert_held(&area->gpc->kvm->gpc_lock);
+	struct kvm *kvm = area->gpc->kvm;
+	struct gpc_range *range;
 
-	while (area->nr_ranges)
-		gpc_remove_range(&area->range[--area->nr_ranges]);
+	lockdep_assert_held(&kvm->gpc_lock);
+
+	while (area->nr_ranges) {
+		range = &area->range[--area->nr_ranges];
+		interval_tree_remove(&range->node, &kvm->gpc_index[range->by].tree);
+	}
 
 	area->bound = false;
 }
@@ -167,7 +168,7 @@ static int gpc_bind(struct gpc_area *area)
 	gpc_unbind(area);
 
 	if (kvm_is_error_gpa(area->gpa)) {
-		gpc_add_range(area, PAGE_ALIGN_DOWN(area->uhva), area->nr_pages, NULL, 0);
+		gpc_add_hva_range(area, PAGE_ALIGN_DOWN(area->uhva), area->nr_pages, NULL, 0);
 		end = gfn;
 	}
 
@@ -181,7 +182,7 @@ static int gpc_bind(struct gpc_area *area)
 		}
 
 		nr = min(end, slot->base_gfn + slot->npages) - gfn;
-		gpc_add_range(area, __gfn_to_hva_memslot(slot, gfn), nr, slot, gfn);
+		gpc_add_memslot_range(area, slot, gfn, nr);
 		gfn += nr;
 	}
 
@@ -381,8 +382,8 @@ static void gpc_invalidate(struct gpc_area *area)
 	}
 }
 
-static void gpc_invalidate_ranges(struct kvm *kvm, enum kvm_gpc_by by,
-				  unsigned long first, unsigned long last)
+static __always_inline void gpc_invalidate_ranges(struct kvm *kvm, enum kvm_gpc_by by,
+						  unsigned long first, unsigned long last)
 {
 	struct gpc_range *range;
 
@@ -390,8 +391,8 @@ static void gpc_invalidate_ranges(struct kvm *kvm, enum kvm_gpc_by by,
 		gpc_invalidate(range->area);
 }
 
-static void gpc_invalidate_start(struct kvm *kvm, enum kvm_gpc_by by,
-				 unsigned long first, unsigned long last)
+static __always_inline void gpc_invalidate_start(struct kvm *kvm, enum kvm_gpc_by by,
+						 unsigned long first, unsigned long last)
 {
 	struct kvm_gpc_index *index = &kvm->gpc_index[by];
 
@@ -406,8 +407,8 @@ static void gpc_invalidate_start(struct kvm *kvm, enum kvm_gpc_by by,
 	gpc_invalidate_ranges(kvm, by, first, last);
 }
 
-static void gpc_forget_invalidation(struct kvm *kvm, enum kvm_gpc_by by,
-				    unsigned long first, unsigned long last)
+static __always_inline void gpc_forget_invalidation(struct kvm *kvm, enum kvm_gpc_by by,
+						    unsigned long first, unsigned long last)
 {
 	struct kvm_gpc_index *index = &kvm->gpc_index[by];
 	unsigned int i;
@@ -426,8 +427,8 @@ static void gpc_forget_invalidation(struct kvm *kvm, enum kvm_gpc_by by,
 		index->nr_anywhere--;
 }
 
-static void gpc_invalidate_end(struct kvm *kvm, enum kvm_gpc_by by,
-			       unsigned long first, unsigned long last)
+static __always_inline void gpc_invalidate_end(struct kvm *kvm, enum kvm_gpc_by by,
+					       unsigned long first, unsigned long last)
 {
 	struct gpc_range *range;
 	bool retry = false;
@@ -558,17 +559,14 @@ static int gpc_lock_refresh(struct gfn_to_pfn_cache *gpc)
 	return mutex_lock_killable(&gpc->refresh_lock);
 }
 
-static bool gpc_range_is_being_invalidated(const struct gpc_range *range, enum kvm_gpc_by by)
+static bool gpc_range_is_being_invalidated(const struct gpc_range *range)
 {
-	const struct kvm_gpc_index *index = &range->area->gpc->kvm->gpc_index[by];
-	const struct interval_tree_node *node = &range->node[by];
+	const struct kvm_gpc_index *index = &range->area->gpc->kvm->gpc_index[range->by];
 	unsigned int i;
 
-	if (RB_EMPTY_NODE(&node->rb))
-		return false;
-
 	for (i = 0; i < index->nr; i++) {
-		if (index->range[i].start <= node->last && index->range[i].last >= node->start)
+		if (index->range[i].start <= range->node.last &&
+		    index->range[i].last >= range->node.start)
 			return true;
 	}
 
@@ -583,8 +581,7 @@ static bool gpc_is_being_invalidated(const struct gpc_area *area)
 	lockdep_assert_held(&area->gpc->kvm->gpc_lock);
 
 	for (i = 0; i < area->nr_ranges; i++) {
-		if (gpc_range_is_being_invalidated(&area->range[i], KVM_GPC_BY_HVA) ||
-		    gpc_range_is_being_invalidated(&area->range[i], KVM_GPC_BY_GFN))
+		if (gpc_range_is_being_invalidated(&area->range[i]))
 			return true;
 	}
 
@@ -656,7 +653,7 @@ static int gpc_lookup_hva(const struct gpc_range *range, kvm_pfn_t *pfn, struct 
 
 	for (i = 0; i < range->nr_pages; i++) {
 		struct kvm_follow_pfn kfp = {
-			.hva = range->node[KVM_GPC_BY_HVA].start + i * PAGE_SIZE,
+			.hva = range->node.start + i * PAGE_SIZE,
 			.flags = FOLL_WRITE,
 			.refcounted_page = &page[i],
 		};
@@ -675,14 +672,10 @@ static int gpc_lookup_hva(const struct gpc_range *range, kvm_pfn_t *pfn, struct 
 /* A later change invalidates the area, see gpc_begin_lookup(). */
 static bool gpc_is_private(const struct gpc_range *range)
 {
-	struct kvm *kvm = range->area->gpc->kvm;
-	unsigned int i;
+	gfn_t gfn;
 
-	if (!range->memslot || !kvm_arch_has_private_mem(kvm))
-		return false;
-
-	for (i = 0; i < range->nr_pages; i++) {
-		if (kvm_mem_is_private(kvm, range->gfn + i))
+	for (gfn = range->node.start; gfn <= range->node.last; gfn++) {
+		if (kvm_mem_is_private(range->area->gpc->kvm, gfn))
 			return true;
 	}
 
@@ -693,13 +686,13 @@ static int gpc_lookup_range(const struct gpc_range *range, kvm_pfn_t *pfn, struc
 {
 	KUNIT_STATIC_STUB_REDIRECT(gpc_lookup_range, range, pfn, page);
 
+	if (range->by == KVM_GPC_BY_HVA)
+		return gpc_lookup_hva(range, pfn, page);
+
 	if (gpc_is_private(range))
 		return -EACCES;
 
-	if (gpc_is_in_gmem(range))
-		return gpc_lookup_gmem(range, pfn, page);
-
-	return gpc_lookup_hva(range, pfn, page);
+	return gpc_lookup_gmem(range, pfn, page);
 }
 
 /*
@@ -911,13 +904,14 @@ static int gpc_activate(struct gfn_to_pfn_cache *gpc, gpa_t gpa, unsigned long u
 {
 	unsigned long offset = offset_in_page(kvm_is_error_gpa(gpa) ? uhva : gpa);
 	unsigned int nr_pages = PAGE_ALIGN(offset + len) >> PAGE_SHIFT;
+	unsigned int max_ranges = kvm_arch_has_private_mem(gpc->kvm) ? 2 * nr_pages : nr_pages;
 	struct gpc_area *area;
 	int ret;
 
 	if (!len || len > KVM_GPC_MAX_LEN)
 		return -EINVAL;
 
-	area = kmalloc_flex(*area, range, nr_pages, GFP_KERNEL_ACCOUNT);
+	area = kmalloc_flex(*area, range, max_ranges, GFP_KERNEL_ACCOUNT);
 	if (!area)
 		return -ENOMEM;
 
@@ -926,6 +920,7 @@ static int gpc_activate(struct gfn_to_pfn_cache *gpc, gpa_t gpa, unsigned long u
 	area->uhva = uhva;
 	area->len = len;
 	area->nr_pages = nr_pages;
+	area->max_ranges = max_ranges;
 	area->map = NULL;
 	area->bound = false;
 	area->failed = false;
