@@ -132,7 +132,7 @@ static void gpc_add_memslot_range(struct gpc_area *area, struct kvm_memory_slot 
 		return;
 	}
 
-	/* The pages are looked up by the other range, if they aren't private. */
+	/* The other range looks up the pages, if they aren't private. */
 	if (kvm_arch_has_private_mem(area->gpc->kvm))
 		gpc_add_range(area, KVM_GPC_BY_GFN, gfn, last, slot, gfn, 0);
 

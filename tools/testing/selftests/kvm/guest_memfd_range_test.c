@@ -194,7 +194,7 @@ static int nr_bound(int start, int end)
 	return nr;
 }
 
-TEST_F(guest_memfd_range, punch_every_range)
+TEST_F_TIMEOUT(guest_memfd_range, punch_every_range, 600)
 {
 	struct range_vm *rv = &self->rv;
 	int start, end;
