@@ -271,7 +271,7 @@ static void gpc_test_activate(struct kunit *test)
 static void gpc_test_expect_area(struct kunit *test, struct gfn_to_pfn_cache *gpc, gpa_t gpa)
 {
 	struct gpc_test *t = test->priv;
-	u32 __user *uptr = (u32 __user *)(t->uaddr + gpa - GPC_GPA);
+	u32 __user *uptr = (u32 __user *)(unsigned long)(t->uaddr + gpa - GPC_GPA);
 	u32 val;
 	u32 *p;
 
@@ -963,8 +963,10 @@ static void gpc_test_all_or_nothing(struct kunit *test)
 /* Where userspace has the memory at @gpa. */
 static char __user *gpc_test_uptr(struct gpc_test *t, gpa_t gpa)
 {
-	return (char __user *)(gpa < GPC_GPA2 ? t->uaddr + (gpa - GPC_GPA) :
-						t->uaddr2 + (gpa - GPC_GPA2));
+	unsigned long uaddr = gpa < GPC_GPA2 ? t->uaddr + (gpa - GPC_GPA) :
+					       t->uaddr2 + (gpa - GPC_GPA2);
+
+	return (char __user *)uaddr;
 }
 
 /*

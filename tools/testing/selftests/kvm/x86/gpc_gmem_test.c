@@ -823,6 +823,11 @@ TEST_F_TIMEOUT(gpc_gmem_race, taken, 300)
 	WRITE_ONCE(race.stop, true);
 	for (i = 0; i < 2 + gv->xen; i++)
 		pthread_join(threads[i], NULL);
+
+	if (!private) {
+		write_areas(gv, 0);
+		punch(gv, race.offset, SIZE);
+	}
 	expect_areas_in(gv, mem + race.offset);
 }
 
