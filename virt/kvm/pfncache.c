@@ -18,7 +18,7 @@
  *  - unbound: its memslots are unknown.  A new area is unbound, and an area by
  *    guest physical address is unbound again when one of its memslots changes.
  *  - bound: it has a range in kvm->gpc_index for each memslot that it lies in,
- *    so that invalidations find it.
+ *    or two in a VM that has private memory, so that invalidations find it.
  *  - mapped: gpc->khva points to it.  Readers check gpc->khva only.
  *
  * A refresh binds and maps an area.  An invalidation, i.e. an MMU notifier, a
@@ -32,8 +32,8 @@
  *  - kvm->srcu: held by a refresh from the lookup of memslots until the area is
  *    mapped.  An activation takes refresh_lock inside of it, to publish its
  *    area, so a holder of refresh_lock must not wait for kvm->srcu.
- *  - kvm->gpc_lock: protects the tree, the ranges of all areas, their states
- *    and the invalidations under way.  Invalidations spin for readers under it.
+ *  - kvm->gpc_lock: protects kvm->gpc_index, the ranges of all areas and their
+ *    states.  Invalidations spin for readers under it.
  *
  * Readers take no lock.
  */
@@ -49,7 +49,7 @@
 #include "kvm_mm.h"
 #include "pfncache_map.h"
 
-/* Pages of an area that are contiguous for userspace, in one memslot. */
+/* Contiguous pages of an area, in one memslot, by one of the indexes. */
 struct gpc_range {
 	/* In the tree of kvm->gpc_index[by]. */
 	struct interval_tree_node node;
@@ -472,7 +472,8 @@ void kvm_gpc_invalidate_end(struct kvm *kvm, unsigned long start, unsigned long 
  * The guest's pages from @start to @end are about to be taken from their
  * guest_memfd, or to become private or shared.  No area is mapped there, but by
  * userspace address, until kvm_gpc_invalidate_gfn_end() has been called with
- * the same range.
+ * the same range.  The caller must neither wait for kvm->srcu nor acquire
+ * kvm->slots_lock in between.
  */
 void kvm_gpc_invalidate_gfn_start(struct kvm *kvm, gfn_t start, gfn_t end)
 {
@@ -607,11 +608,11 @@ static int gpc_try_begin_lookup(struct gpc_area *area)
 
 /*
  * Once this returns, each invalidation of the area sets area->stale, as the
- * area is in the tree, and invalidations that began earlier have ended.
+ * area is in the index, and invalidations that began earlier have ended.
  *
  * kvm->srcu is held during the wait.  This can't deadlock, as an invalidation
- * that is under way doesn't wait for changes of memslots, which wait for
- * kvm->srcu.
+ * that is under way doesn't wait for kvm->srcu, nor for changes of memslots,
+ * which do.
  */
 static int gpc_begin_lookup(struct gpc_area *area)
 {
@@ -702,6 +703,8 @@ static int gpc_lookup_range(const struct gpc_range *range, kvm_pfn_t *pfn, struc
 static void *gpc_keep_map(struct gpc_area *area, struct gpc_map *map)
 {
 	scoped_guard(spinlock, &area->gpc->kvm->gpc_lock) {
+		/* An area that is looked up has been invalidated, or is new. */
+		WARN_ON_ONCE(area->map);
 		if (!area->stale) {
 			area->map = map;
 			return map->addr;
@@ -764,7 +767,8 @@ static int gpc_publish(struct gpc_area *area, struct page **page, void *addr)
 	 * mapped by userspace.  Before a page becomes clean, it is
 	 * write-protected or unmapped, for which the notifier takes gpc_lock,
 	 * so the filesystem finds it dirty then.  If it were marked later, it
-	 * could be dirty when the filesystem doesn't expect it.
+	 * could be dirty when the filesystem doesn't expect it.  A page of a
+	 * guest_memfd is never written back.
 	 */
 	for (i = 0; i < area->nr_pages; i++) {
 		if (page[i])

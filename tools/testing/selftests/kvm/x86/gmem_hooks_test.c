@@ -6,7 +6,9 @@
  * itself accesses.
  *
  * Kprobes count the calls, so this works without a confidential guest, but
- * needs a kernel with KVM_AMD_SEV and KPROBE_EVENTS.
+ * needs a kernel with KVM_AMD_SEV and KPROBE_EVENTS, and an AMD processor.
+ * kvm_arch_gmem_*() begin with a static call, where a kprobe cannot be; the
+ * kprobes are in what they call.
  */
 #include <fcntl.h>
 #include <linux/falloc.h>
@@ -36,9 +38,9 @@ enum {
 };
 
 static const char *const hooks[NR_HOOKS] = {
-	[MAKE_PRIVATE] = "kvm_arch_gmem_make_private",
-	[RECLAIM] = "kvm_arch_gmem_reclaim",
-	[INVALIDATE] = "kvm_arch_gmem_invalidate_range",
+	[MAKE_PRIVATE] = "sev_gmem_make_private",
+	[RECLAIM] = "sev_gmem_make_shared",
+	[INVALIDATE] = "sev_gmem_invalidate_range",
 };
 
 static int write_file(const char *path, int flags, const char *text)
@@ -47,9 +49,9 @@ static int write_file(const char *path, int flags, const char *text)
 
 	if (fd < 0)
 		return -1;
-	r = write(fd, text, strlen(text));
+	r = write(fd, text, strlen(text)) < 0 ? -1 : 0;
 	close(fd);
-	return r < 0 ? -1 : 0;
+	return r;
 }
 
 static void remove_probes(void)
@@ -64,23 +66,30 @@ static void remove_probes(void)
 	}
 }
 
+/* Return false if the kernel has no kprobes, or not all of the hooks. */
 static bool add_probes(void)
 {
 	char text[128];
 	int i;
 
-	if (access(TRACEFS "/kprobe_events", W_OK) &&
+	if (access(TRACEFS "/kprobe_events", F_OK) &&
 	    mount("tracefs", TRACEFS, "tracefs", 0, NULL))
+		return false;
+	if (access(TRACEFS "/kprobe_events", F_OK))
 		return false;
 
 	remove_probes();
 	for (i = 0; i < NR_HOOKS; i++) {
 		snprintf(text, sizeof(text), "p:" GROUP "/%s %s", hooks[i], hooks[i]);
-		if (write_file(TRACEFS "/kprobe_events", O_APPEND, text))
+		if (write_file(TRACEFS "/kprobe_events", O_APPEND, text)) {
+			TEST_ASSERT(errno == ENOENT, "A probe of %s: errno %d", hooks[i], errno);
 			return false;
+		}
 	}
 
-	return !write_file(TRACEFS "/events/" GROUP "/enable", 0, "1");
+	TEST_ASSERT(!write_file(TRACEFS "/events/" GROUP "/enable", 0, "1"),
+		    "Enabling the probes: errno %d", errno);
+	return true;
 }
 
 static unsigned long nr_calls(int hook)

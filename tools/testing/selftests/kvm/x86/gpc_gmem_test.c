@@ -186,17 +186,34 @@ static void write_areas(struct gmem_vm *gv, int err)
 	vcpu_run(gv->vcpu);
 }
 
-/* The areas of which something is in @mem. */
+static bool has_data(const u8 *mem, size_t len)
+{
+	size_t i;
+
+	for (i = 0; i < len; i++) {
+		if (READ_ONCE(mem[i]))
+			return true;
+	}
+
+	return false;
+}
+
+/* The areas that are in @mem: in each of its pages, or else in none. */
 static unsigned int areas_in(const u8 *mem)
 {
 	unsigned int i, mask = 0;
-	size_t byte;
 
 	for (i = 0; i < NR_AREAS; i++) {
-		for (byte = 0; byte < areas[i].len; byte++) {
-			if (READ_ONCE(mem[areas[i].offset + byte]))
-				mask |= BIT(i);
-		}
+		size_t len = min_t(size_t, areas[i].len,
+				   PAGE_SIZE - areas[i].offset % PAGE_SIZE);
+		const u8 *area = mem + areas[i].offset;
+		bool found = has_data(area, len);
+
+		TEST_ASSERT(len == areas[i].len ||
+			    has_data(area + len, areas[i].len - len) == found,
+			    "Area %u is in one of its two pages", i);
+		if (found)
+			mask |= BIT(i);
 	}
 
 	return mask;
