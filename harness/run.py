@@ -193,7 +193,7 @@ class Runner:
         self.args = args
         self.entries = read_expected(args.expected)
         stamp = time.strftime('%Y%m%d-%H%M%S') + f'-{os.getpid()}'
-        self.dir = args.results or os.path.join(BUILD, 'results', stamp)
+        self.dir = os.path.abspath(args.results or os.path.join(BUILD, 'results', stamp))
         self.unexpected = []
         self.passed = self.skipped = self.listed = 0
         self.machines = set()   # that run

@@ -16,55 +16,66 @@
  * (nokaslr, norandmaps, QEMU's -seed).  Instructions are not time: cache
  * misses, atomics and exits cost no more there than others.
  *
- *  loop			an empty operation, the floor if nothing else is said
- *  evtchn_ioctl		KVM_XEN_HVM_EVTCHN_SEND that fails at once, with a port that
- *			is out of range: what the system call costs
+ *  loop		an empty operation, the floor if nothing else is said
+ *  evtchn_ioctl	KVM_XEN_HVM_EVTCHN_SEND that fails at once, with a port
+ *			that is out of range: what the system call costs
  *  evtchn_pending	... of a port that is pending: looks at shared_info only
- *  evtchn_clear		to take an event back, by the test: floor of the next one
- *  evtchn_send		KVM_XEN_HVM_EVTCHN_SEND, delivered to shared_info and vcpu_info
- *			of a vCPU that does not run at the time
+ *  evtchn_clear	to take an event back, by the test: floor of the next
+ *			one
+ *  evtchn_send		KVM_XEN_HVM_EVTCHN_SEND, delivered to shared_info and
+ *			vcpu_info of a vCPU that does not run at the time
  *  eventfd_write	write to an eventfd without a waiter
- *  irqfd		... to one that raises an event, delivered; floor: evtchn_clear
- *  evtchn_send_default	KVM_XEN_HVM_EVTCHN_SEND that is delivered to the vcpu_info which is
- *			in shared_info, and evtchn_clear
- *  vcpu_info_move	KVM_XEN_VCPU_SET_ATTR of VCPU_INFO, which moves it from there, and
- *			another one, which resets it
+ *  irqfd		... to one that raises an event, delivered; floor:
+ *			evtchn_clear
+ *  evtchn_send_default	KVM_XEN_HVM_EVTCHN_SEND that is delivered to the
+ *			vcpu_info which is in shared_info, and evtchn_clear
+ *  vcpu_info_move	KVM_XEN_VCPU_SET_ATTR of VCPU_INFO, which moves it from
+ *			there, and another one, which resets it
  *  vcpu_attr_ioctl	KVM_XEN_VCPU_SET_ATTR of a type that does not exist
- *  runstate_current*	... of RUNSTATE_CURRENT, with the area in 1 page or across 2
+ *  runstate_current*	... of RUNSTATE_CURRENT, with the area in 1 page or
+ *			across 2
  *  runstate_addr	... of RUNSTATE_ADDR, to another page each time
- *  runstate_move_*	the same in a huge page, to an area in 1 page or across 2, which
- *			follow one another in memory then
- *  runstate_drop	MADV_DONTNEED of the page that runstate is in, and RUNSTATE_CURRENT,
- *			which has to fault it in and map it again
+ *  runstate_move_*	the same in a huge page, to an area in 1 page or across
+ *			2, which follow one another in memory then
+ *  runstate_drop	MADV_DONTNEED of the page that runstate is in, and
+ *			RUNSTATE_CURRENT, which has to fault it in and map it
+ *			again
  *  vcpu_run		KVM_RUN to the guest and back
- *  clock_ctrl		KVM_KVMCLOCK_CTRL, which asks for an update of all clocks:
- *			floor of the next one
+ *  clock_ctrl		KVM_KVMCLOCK_CTRL, which asks for an update of all
+ *			clocks: floor of the next one
  *  vcpu_run_clock	KVM_RUN that updates kvmclock and Xen's two clocks
- *  vcpu_run_steal	KVM_RUN that updates the steal time of a guest that is not Xen's, in
- *			a VM of its own, as is:
+ *  vcpu_run_steal	KVM_RUN that updates the steal time of a guest that is
+ *			not Xen's, in a VM of its own, as is:
  *  vcpu_run_no_steal	the same without
- *  dontneed_no_vm	MADV_DONTNEED of a page that has been touched before the round
- *			(the touch is no part of the figure), without a VM
- *  dontneed_N		... while the process has a VM with N vCPUs, each of which has
- *			3 areas that are elsewhere
- *  punch_N		punch a hole of a page into a guest_memfd that
- *			is all memory of a VM with N vCPUs, whose areas
- *			are elsewhere in the file
- *  convert_N		make a page private and shared again, of a VM
- *			with private memory and N vCPUs, whose areas are
- *			elsewhere
+ *  dontneed_no_vm	MADV_DONTNEED of a page that has been touched before the
+ *			round (the touch is no part of the figure), without a VM
+ *  dontneed_N		... while the process has a VM with N vCPUs, each of
+ *			which has 3 areas that are elsewhere
+ *  punch_N		punch a hole of a page into a guest_memfd that is all
+ *			memory of a VM with N vCPUs, whose areas are elsewhere
+ *			in the file
+ *  convert_N		make a page private and shared again, of a VM with
+ *			private memory and N vCPUs, whose areas are elsewhere
  *  senders_1		KVM_XEN_HVM_EVTCHN_SEND and evtchn_clear by one thread
- *  senders_2		... by two threads on two CPUs, each to a vCPU of its own: the time
- *			until both are done, per event of one thread.  It means something
- *			only on CPUs that run at the same time, so not with thread=single.
- *			All senders have tables of files of their own, as threads that share
- *			one count references to the VM's file with each system call.
- *  senders_floor_*	the same to a port that is out of range: what two CPUs that have
- *			nothing to do with each other make of it
- *  refresh_*		RUNSTATE_CURRENT after the area's page was dropped, i.e. with a
- *			refresh: median, 99th percentile, and CPU time of the thread
- *  storm_*		... while a thread on another CPU does MADV_FREE of other memory
- *			over and over, i.e. with an invalidation under way almost always
+ *  senders_2		... by two threads on two CPUs, each to a vCPU of its
+ *			own: the time until both are done, per event of one
+ *			thread.  It means something only on CPUs that run at the
+ *			same time, so not with thread=single.  All senders have
+ *			tables of files of their own, as threads that share one
+ *			count references to the VM's file with each system call.
+ *  senders_floor_*	the same to a port that is out of range: what two CPUs
+ *			that have nothing to do with each other make of it
+ *  refresh_*		RUNSTATE_CURRENT after the area's page was dropped, i.e.
+ *			with a refresh: median, 99th percentile, and CPU time of
+ *			the thread
+ *  storm_*		... while a thread on another CPU does MADV_FREE of
+ *			other memory over and over, i.e. with an invalidation
+ *			under way almost always
+ *  invalidate_*	MADV_DONTNEED of shared_info, after an event: median,
+ *			99th percentile and maximum
+ *  invalidate_used_*	... while a thread on another CPU, which a timer
+ *			interrupts often, raises events over and over, i.e.
+ *			reads shared_info most of the time
  */
 #include <linux/falloc.h>
 #include <linux/sizes.h>
@@ -72,6 +83,7 @@
 #include <sched.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
+#include <sys/timerfd.h>
 
 #include "test_util.h"
 #include "kvm_syscalls.h"
@@ -109,6 +121,10 @@
 /* Of the storm. */
 #define STORM_SIZE		SZ_128M
 #define NR_REFRESHES		(10 * nr_iterations)
+
+/* Of shared_info, and the interval of the timer on the reader's CPU. */
+#define NR_INVALIDATIONS	(20 * nr_iterations)
+#define TIMER_NS		20000
 
 #define DEFAULT_ITERATIONS	100
 #define DEFAULT_ROUNDS		20
@@ -702,6 +718,14 @@ static int compare_u64(const void *a, const void *b)
 	return l < r ? -1 : l > r;
 }
 
+static void print_times(const char *name, u64 *times, u32 nr)
+{
+	qsort(times, nr, sizeof(*times), compare_u64);
+	printf("%s_p50: %lu ns (of %u)\n", name, times[nr / 2], nr);
+	printf("%s_p99: %lu ns (of %u)\n", name, times[nr * 99 / 100], nr);
+	printf("%s_max: %lu ns (of %u)\n", name, times[nr - 1], nr);
+}
+
 static void print_refreshes(const char *name)
 {
 	u64 *times = calloc(NR_REFRESHES, sizeof(*times));
@@ -720,33 +744,42 @@ static void print_refreshes(const char *name)
 		times[i] = now_ns() - start;
 		cpu_time += cpu_time_ns();
 	}
-	qsort(times, NR_REFRESHES, sizeof(*times), compare_u64);
-	printf("%s_p50: %lu ns (of %u)\n", name, times[NR_REFRESHES / 2], NR_REFRESHES);
-	printf("%s_p99: %lu ns (of %u)\n", name, times[NR_REFRESHES * 99 / 100], NR_REFRESHES);
-	printf("%s_max: %lu ns (of %u)\n", name, times[NR_REFRESHES - 1], NR_REFRESHES);
+	print_times(name, times, NR_REFRESHES);
 	printf("%s_cpu: %lu ns (of %u)\n", name, cpu_time / NR_REFRESHES, NR_REFRESHES);
 	free(times);
 }
 
-static void measure_refreshes(void)
+/* Return another CPU than the one that this thread runs on from now on. */
+static bool pin_to_first_cpu(cpu_set_t *possible, long *other)
 {
-	cpu_set_t possible, first;
-	pthread_t thread;
+	cpu_set_t first;
 	long cpu;
 
-	TEST_ASSERT_EQ(sched_getaffinity(0, sizeof(possible), &possible), 0);
-	if (CPU_COUNT(&possible) < 2) {
-		printf("refresh, storm: skipped, there is only one CPU\n");
-		return;
-	}
+	TEST_ASSERT_EQ(sched_getaffinity(0, sizeof(*possible), possible), 0);
+	if (CPU_COUNT(possible) < 2)
+		return false;
 
-	for (cpu = 0; !CPU_ISSET(cpu, &possible); cpu++)
+	for (cpu = 0; !CPU_ISSET(cpu, possible); cpu++)
 		;
 	CPU_ZERO(&first);
 	CPU_SET(cpu, &first);
 	TEST_ASSERT_EQ(sched_setaffinity(0, sizeof(first), &first), 0);
-	for (cpu++; !CPU_ISSET(cpu, &possible); cpu++)
+	for (cpu++; !CPU_ISSET(cpu, possible); cpu++)
 		;
+	*other = cpu;
+	return true;
+}
+
+static void measure_refreshes(void)
+{
+	cpu_set_t possible;
+	pthread_t thread;
+	long cpu;
+
+	if (!pin_to_first_cpu(&possible, &cpu)) {
+		printf("refresh, storm: skipped, there is only one CPU\n");
+		return;
+	}
 
 	print_refreshes("refresh");
 	pthread_barrier_init(&barrier, NULL, 2);
@@ -754,6 +787,68 @@ static void measure_refreshes(void)
 	pthread_barrier_wait(&barrier);
 	print_refreshes("storm");
 	WRITE_ONCE(storm_is_over, true);
+	pthread_join(thread, NULL);
+	pthread_barrier_destroy(&barrier);
+	TEST_ASSERT_EQ(sched_setaffinity(0, sizeof(possible), &possible), 0);
+}
+
+/* An invalidation of areas that another CPU uses */
+
+static bool readers_are_over;
+
+static void *reader_thread(void *cpu)
+{
+	const struct itimerspec often = {
+		.it_interval.tv_nsec = TIMER_NS,
+		.it_value.tv_nsec = TIMER_NS,
+	};
+	int timer = timerfd_create(CLOCK_MONOTONIC, 0);
+
+	/* The timer's interrupts come in the middle of read sections, too. */
+	pin_self_to_cpu((long)cpu);
+	TEST_ASSERT(timer >= 0, "timerfd_create(): errno %d", errno);
+	TEST_ASSERT_EQ(timerfd_settime(timer, 0, &often, NULL), 0);
+	pthread_barrier_wait(&barrier);
+	while (!READ_ONCE(readers_are_over))
+		send_event(0);
+	close(timer);
+	return NULL;
+}
+
+static void print_invalidations(const char *name)
+{
+	u64 *times = calloc(NR_INVALIDATIONS, sizeof(*times));
+	s64 start;
+	u32 i;
+
+	TEST_ASSERT(times, "Failed to allocate %u times", NR_INVALIDATIONS);
+	for (i = 0; i < NR_INVALIDATIONS; i++) {
+		send_event(i);
+		start = now_ns();
+		kvm_madvise(shinfo, PAGE_SIZE, MADV_DONTNEED);
+		times[i] = now_ns() - start;
+	}
+	print_times(name, times, NR_INVALIDATIONS);
+	free(times);
+}
+
+static void measure_invalidations(void)
+{
+	pthread_t thread;
+	cpu_set_t possible;
+	long cpu;
+
+	if (!pin_to_first_cpu(&possible, &cpu)) {
+		printf("invalidate: skipped, there is only one CPU\n");
+		return;
+	}
+
+	print_invalidations("invalidate");
+	pthread_barrier_init(&barrier, NULL, 2);
+	TEST_ASSERT_EQ(pthread_create(&thread, NULL, reader_thread, (void *)cpu), 0);
+	pthread_barrier_wait(&barrier);
+	print_invalidations("invalidate_used");
+	WRITE_ONCE(readers_are_over, true);
 	pthread_join(thread, NULL);
 	pthread_barrier_destroy(&barrier);
 	TEST_ASSERT_EQ(sched_setaffinity(0, sizeof(possible), &possible), 0);
@@ -811,6 +906,7 @@ int main(int argc, char *argv[])
 	measure_runstate();
 	measure_senders();
 	measure_refreshes();
+	measure_invalidations();
 	free_vm();
 	measure_steal_time();
 

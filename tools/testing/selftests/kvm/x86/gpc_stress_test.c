@@ -9,8 +9,9 @@
  * the memory under the areas: one takes pages away and brings others, one has
  * the kernel move pages, one modifies the memslot.  A round ends with the
  * disturbers at rest, when all must work; every other round is gentle, i.e. has
- * no time in which an area has no memory.  The first half of the rounds is done
- * on a memfd, the second on anonymous memory.  What is checked:
+ * no time in which an area has no memory.  The memory is a memfd, anonymous
+ * memory, a guest_memfd, and anonymous memory that can be made private, each
+ * for its share of the rounds.  What is checked:
  *
  *  - a page that is no longer an area's is filled with a pattern and must not
  *    change any more, and pages that the kernel freed are got back for that;
@@ -29,6 +30,7 @@
  * that does not look at area->stale, and gpc_is_being_invalidated() that always
  * returns false.
  */
+#include <linux/falloc.h>
 #include <linux/mempolicy.h>
 #include <linux/sizes.h>
 #include <linux/sysinfo.h>
@@ -42,6 +44,7 @@
 #include <time.h>
 
 #include "test_util.h"
+#include "kvm_syscalls.h"
 #include "kvm_util.h"
 #include "processor.h"
 #include "xen.h"
@@ -52,8 +55,11 @@
 #define FIRST_GSI		32
 
 #define AREA_SLOT		10
+#define SHARED_INFO_SLOT	11
+#define OTHER_SLOT		12
 #define AREA_GPA		0xc0000000ULL
 #define AREA_GPA_MOVED		0xd0000000ULL
+#define OTHER_GPA		0xe0000000ULL
 #define AREA_GVA		AREA_GPA
 #define AREA_SIZE		SZ_2M
 
@@ -263,7 +269,7 @@ static void guest_code(struct shared *shared, u32 id)
 /* The host: what all threads use */
 
 static u32 nr_vcpus = 2, nr_idle = 64, nr_hot, nr_rounds = 30, nr_actions = 48, seed;
-static bool on_memfd, gentle, quiet, round_over, stop;
+static bool gentle, quiet, round_over, stop;
 static struct kvm_vm *vm;
 /* The ones that run, and then the ones that do not. */
 static struct kvm_vcpu *vcpus[MAX_VCPUS + MAX_IDLE];
@@ -271,6 +277,22 @@ static u32 strict_passes[MAX_VCPUS], passes, retries, failed_sends, events[NR_SO
 static u32 idle_changes;
 static int irqfds[NR_WORDS];
 static pthread_barrier_t barrier;
+
+/* What the area's memory is. */
+enum {
+	ON_MEMFD = BIT(0),
+	ON_ANON = BIT(1),
+	/* A guest_memfd, but for shared_info, which can't be lost. */
+	ON_GMEM = BIT(2),
+	/* Anonymous memory, and a guest_memfd for pages that are private. */
+	ON_CONVERTIBLE = BIT(3),
+
+	ON_USER = ON_MEMFD | ON_ANON | ON_CONVERTIBLE,
+	ON_ANY = ON_USER | ON_GMEM,
+};
+
+static int memory;
+static int gmem_fd = -1;
 
 /*
  * The memory.  No thread may map anything elsewhere while the others run, as
@@ -470,6 +492,37 @@ static void *idle_thread(void *arg)
 	return NULL;
 }
 
+/* What more than one kind of disturber does */
+
+static void set_slot(u32 flags, u64 gpa, u64 size)
+{
+	switch (memory) {
+	case ON_GMEM:
+		/* KVM has no use for what is at the userspace address. */
+		vm_set_user_memory_region2(vm, AREA_SLOT, flags | KVM_MEM_GUEST_MEMFD,
+					   gpa + PAGE_SIZE, size ? size - PAGE_SIZE : 0,
+					   decoys + PAGE_SIZE, gmem_fd, PAGE_SIZE);
+		break;
+	case ON_CONVERTIBLE:
+		vm_set_user_memory_region2(vm, AREA_SLOT, flags | KVM_MEM_GUEST_MEMFD, gpa, size,
+					   area, gmem_fd, 0);
+		break;
+	default:
+		vm_set_user_memory_region(vm, AREA_SLOT, flags, gpa, size, area);
+	}
+}
+
+/* Raise an event of each vCPU, which may fail. */
+static void try_events(void)
+{
+	int v;
+
+	pthread_mutex_lock(&send_lock);
+	for (v = 0; v < nr_vcpus; v++)
+		raise_event(v, BY_IOCTL, 0);
+	pthread_mutex_unlock(&send_lock);
+}
+
 /* Disturbers that take pages away and bring others */
 
 static void random_pages(struct kvm_random_state *rng, int *first, int *nr)
@@ -543,11 +596,12 @@ static bool do_mremap(struct kvm_random_state *rng)
 
 static bool do_mremap_back(struct kvm_random_state *rng)
 {
-	char *from = area + (on_memfd ? kvm_random_u32(rng) % nr_hot * PAGE_SIZE : 0);
-	size_t size = on_memfd ? PAGE_SIZE : AREA_SIZE;
+	bool one = memory == ON_MEMFD;
+	char *from = area + (one ? kvm_random_u32(rng) % nr_hot * PAGE_SIZE : 0);
+	size_t size = one ? PAGE_SIZE : AREA_SIZE;
 
 	move(from, away, size);
-	check_still(away, on_memfd ? 1 : nr_hot);
+	check_still(away, one ? 1 : nr_hot);
 	move(away, from, size);
 	return true;
 }
@@ -571,25 +625,122 @@ static bool do_mprotect(struct kvm_random_state *rng)
 	return true;
 }
 
-/*
- * Throws away what is in anonymous memory; all but shared_info can cope with
- * that.
- */
+/* All but shared_info can cope with the loss of what is in it. */
+static void random_pages_to_lose(struct kvm_random_state *rng, int *first, int *nr)
+{
+	random_pages(rng, first, nr);
+	*first = max(*first, 1);
+	*nr = min(*nr, nr_hot - *first);
+}
+
+/* Throws away what is in anonymous memory. */
 static bool do_dontneed(struct kvm_random_state *rng)
 {
 	int first, nr, r;
 
-	random_pages(rng, &first, &nr);
-	if (on_memfd)
+	if (memory == ON_MEMFD) {
+		random_pages(rng, &first, &nr);
 		return !madvise(area + first * PAGE_SIZE, nr * PAGE_SIZE, MADV_DONTNEED);
+	}
 
-	first = max(first, 1);
-	nr = min(nr, nr_hot - first);
+	random_pages_to_lose(rng, &first, &nr);
 	pthread_rwlock_wrlock(&slot_lock);
 	r = madvise(area + first * PAGE_SIZE, nr * PAGE_SIZE, MADV_DONTNEED);
 	sh->epoch++;
 	pthread_rwlock_unlock(&slot_lock);
 	return !r;
+}
+
+/* Disturbers of a guest_memfd */
+
+static void create_gmem(void)
+{
+	gmem_fd = vm_create_guest_memfd(vm, AREA_SIZE, GUEST_MEMFD_FLAG_MMAP |
+						       GUEST_MEMFD_FLAG_INIT_SHARED);
+	map(area + PAGE_SIZE, AREA_SIZE - PAGE_SIZE, MAP_SHARED, gmem_fd, PAGE_SIZE);
+}
+
+static void punch(int first, int nr)
+{
+	kvm_fallocate(gmem_fd, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, first * PAGE_SIZE,
+		      nr * PAGE_SIZE);
+}
+
+static bool do_punch(struct kvm_random_state *rng)
+{
+	int first, nr;
+
+	random_pages_to_lose(rng, &first, &nr);
+	pthread_rwlock_wrlock(&slot_lock);
+	punch(first, nr);
+	sh->epoch++;
+	pthread_rwlock_unlock(&slot_lock);
+	return true;
+}
+
+/* The error ends the task that it was injected by. */
+static void poison_page(char *page)
+{
+	pid_t pid = fork();
+	int status;
+
+	TEST_ASSERT(pid >= 0, "fork: %s", strerror(errno));
+	if (!pid) {
+		signal(SIGBUS, SIG_DFL);
+		madvise(page, PAGE_SIZE, MADV_HWPOISON);
+		_exit(0);
+	}
+	TEST_ASSERT_EQ(waitpid(pid, &status, 0), pid);
+}
+
+static bool do_memory_error(struct kvm_random_state *rng)
+{
+	int page = kvm_random_u32_in_range(rng, 1, nr_hot - 1);
+
+	pthread_rwlock_wrlock(&slot_lock);
+	poison_page(area + page * PAGE_SIZE);
+	try_events();
+	punch(page, 1);
+	/* The old mapping goes on raising SIGBUS. */
+	map(area + page * PAGE_SIZE, PAGE_SIZE, MAP_SHARED, gmem_fd, page * PAGE_SIZE);
+	sh->epoch++;
+	pthread_rwlock_unlock(&slot_lock);
+	return true;
+}
+
+static bool do_close(struct kvm_random_state *rng)
+{
+	pthread_rwlock_wrlock(&slot_lock);
+	TEST_ASSERT(mmap(area + PAGE_SIZE, AREA_SIZE - PAGE_SIZE, PROT_NONE,
+			 MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) != MAP_FAILED,
+		    "mmap: %s", strerror(errno));
+	kvm_close(gmem_fd);
+	try_events();
+	set_slot(0, AREA_GPA, 0);
+	create_gmem();
+	set_slot(0, AREA_GPA, AREA_SIZE);
+	sh->epoch++;
+	pthread_rwlock_unlock(&slot_lock);
+	return true;
+}
+
+/* A page that is private has its content in the guest_memfd, which is empty. */
+static bool do_convert(struct kvm_random_state *rng)
+{
+	int first, nr;
+	char *page;
+
+	random_pages(rng, &first, &nr);
+	page = area + first * PAGE_SIZE;
+	pthread_rwlock_wrlock(&slot_lock);
+	vm_mem_set_private(vm, AREA_GPA + first * PAGE_SIZE, nr * PAGE_SIZE);
+	memcpy(snapshot, page, nr * PAGE_SIZE);
+	try_events();
+	TEST_ASSERT(!memcmp(snapshot, page, nr * PAGE_SIZE),
+		    "Memory was written to while it was private");
+	vm_mem_set_shared(vm, AREA_GPA + first * PAGE_SIZE, nr * PAGE_SIZE);
+	pthread_rwlock_unlock(&slot_lock);
+	return true;
 }
 
 /* Disturbers that have the kernel move or share pages */
@@ -621,15 +772,16 @@ static bool do_compact(struct kvm_random_state *rng)
 
 static bool do_collapse(struct kvm_random_state *rng)
 {
-	char *memory = on_memfd ? pool : area;
-	bool done = !madvise(memory, AREA_SIZE, MADV_COLLAPSE);
+	char *mem = memory == ON_MEMFD ? pool : area;
+	bool done = !madvise(mem, AREA_SIZE, MADV_COLLAPSE);
 
 	await_steps(nr_vcpus);
 	/*
 	 * The last page has no use but to be dropped, which splits the huge
 	 * page.
 	 */
-	madvise(memory + AREA_SIZE - PAGE_SIZE, PAGE_SIZE, on_memfd ? MADV_REMOVE : MADV_DONTNEED);
+	madvise(mem + AREA_SIZE - PAGE_SIZE, PAGE_SIZE,
+		memory == ON_MEMFD ? MADV_REMOVE : MADV_DONTNEED);
 	return done;
 }
 
@@ -677,18 +829,11 @@ static bool do_ksm(struct kvm_random_state *rng)
 
 /* Disturbers of the memslot */
 
-static void set_slot(u32 flags, u64 gpa, u64 size)
-{
-	vm_set_user_memory_region(vm, AREA_SLOT, flags, gpa, size, area);
-}
-
 static bool do_delete_slot(struct kvm_random_state *rng)
 {
 	pthread_rwlock_wrlock(&slot_lock);
 	set_slot(0, AREA_GPA, 0);
-	pthread_mutex_lock(&send_lock);
-	raise_event(0, BY_IOCTL, 0);
-	pthread_mutex_unlock(&send_lock);
+	try_events();
 	set_slot(0, AREA_GPA, AREA_SIZE);
 	pthread_rwlock_unlock(&slot_lock);
 	return true;
@@ -711,38 +856,52 @@ static bool do_dirty_log(struct kvm_random_state *rng)
 	return true;
 }
 
+static bool do_other_slot(struct kvm_random_state *rng)
+{
+	vm_set_user_memory_region(vm, OTHER_SLOT, 0, OTHER_GPA, PAGE_SIZE, pool);
+	await_steps(1);
+	vm_set_user_memory_region(vm, OTHER_SLOT, 0, OTHER_GPA, 0, pool);
+	return true;
+}
+
 /* The threads that disturb */
 
 enum { TAKE_AWAY, MOVE_PAGES, SLOTS, NR_DISTURBERS };
-enum { ON_BOTH, ON_MEMFD, ON_ANON };
 
 static struct disturbance {
 	const char *name;
+	int on;
 	int by;
 	bool (*act)(struct kvm_random_state *rng);
 	bool gentle;
-	int on;
 	const char *needs;
 	bool missing;
 	u32 tried;
 	u32 done;
 } disturbances[] = {
-	{ "munmap, mmap of another", TAKE_AWAY, do_munmap, .on = ON_MEMFD },
-	{ "mremap of another", TAKE_AWAY, do_mremap, .on = ON_ANON },
-	{ "mremap away and back", TAKE_AWAY, do_mremap_back },
-	{ "mprotect", TAKE_AWAY, do_mprotect },
-	{ "MADV_DONTNEED", TAKE_AWAY, do_dontneed, true },
-	{ "MADV_PAGEOUT", MOVE_PAGES, do_pageout, true, .needs = "swap" },
-	{ "move_pages", MOVE_PAGES, do_move_pages, true,
+	{ "munmap, mmap of another", ON_MEMFD, TAKE_AWAY, do_munmap },
+	{ "mremap of another", ON_ANON | ON_CONVERTIBLE, TAKE_AWAY, do_mremap },
+	{ "mremap away and back", ON_USER, TAKE_AWAY, do_mremap_back },
+	{ "mprotect", ON_USER, TAKE_AWAY, do_mprotect },
+	{ "MADV_DONTNEED", ON_USER, TAKE_AWAY, do_dontneed, true },
+	{ "hole punched", ON_GMEM, TAKE_AWAY, do_punch, true },
+	{ "memory error", ON_GMEM, TAKE_AWAY, do_memory_error,
+	  .needs = "/proc/sys/vm/memory_failure_recovery" },
+	{ "guest_memfd closed", ON_GMEM, TAKE_AWAY, do_close },
+	{ "made private and shared", ON_CONVERTIBLE, TAKE_AWAY, do_convert },
+	{ "MADV_PAGEOUT", ON_USER, MOVE_PAGES, do_pageout, true, .needs = "swap" },
+	{ "move_pages", ON_USER, MOVE_PAGES, do_move_pages, true,
 	  .needs = "/sys/devices/system/node/node1" },
-	{ "compaction", MOVE_PAGES, do_compact, true, .needs = "/proc/sys/vm/compact_memory" },
-	{ "collapse, split", MOVE_PAGES, do_collapse, true,
+	{ "compaction", ON_ANY, MOVE_PAGES, do_compact, true,
+	  .needs = "/proc/sys/vm/compact_memory" },
+	{ "collapse, split", ON_USER, MOVE_PAGES, do_collapse, true,
 	  .needs = "/sys/kernel/mm/transparent_hugepage" },
-	{ "fork", MOVE_PAGES, do_fork, true },
-	{ "KSM", MOVE_PAGES, do_ksm, true, ON_ANON, .needs = "/sys/kernel/mm/ksm/run" },
-	{ "memslot deleted", SLOTS, do_delete_slot },
-	{ "memslot moved", SLOTS, do_move_slot },
-	{ "dirty logging", SLOTS, do_dirty_log, true },
+	{ "fork", ON_ANY, MOVE_PAGES, do_fork, true },
+	{ "KSM", ON_ANON, MOVE_PAGES, do_ksm, true, .needs = "/sys/kernel/mm/ksm/run" },
+	{ "memslot deleted", ON_ANY, SLOTS, do_delete_slot },
+	{ "memslot moved", ON_MEMFD | ON_ANON, SLOTS, do_move_slot },
+	{ "dirty logging", ON_MEMFD | ON_ANON, SLOTS, do_dirty_log, true },
+	{ "other memslot", ON_ANY, SLOTS, do_other_slot, true },
 };
 
 static void look_for_what_is_missing(void)
@@ -759,14 +918,31 @@ static void look_for_what_is_missing(void)
 	}
 }
 
+/* The kinds of memory that there are. */
+static int get_kinds(int *kinds)
+{
+	int nr = 0;
+
+	kinds[nr++] = ON_MEMFD;
+	kinds[nr++] = ON_ANON;
+	if (kvm_check_cap(KVM_CAP_GUEST_MEMFD_FLAGS) & GUEST_MEMFD_FLAG_INIT_SHARED)
+		kinds[nr++] = ON_GMEM;
+	else
+		pr_info("not available: memory in a guest_memfd\n");
+	if (kvm_check_cap(KVM_CAP_VM_TYPES) & BIT(KVM_X86_SW_PROTECTED_VM))
+		kinds[nr++] = ON_CONVERTIBLE;
+	else
+		pr_info("not available: private memory\n");
+	return nr;
+}
+
 static void disturb(int by, struct kvm_random_state *rng)
 {
 	struct disturbance *d;
 
 	do {
 		d = &disturbances[kvm_random_u32(rng) % ARRAY_SIZE(disturbances)];
-	} while (d->by != by || d->missing || (gentle && !d->gentle) ||
-		 d->on == (on_memfd ? ON_ANON : ON_MEMFD));
+	} while (d->by != by || d->missing || (gentle && !d->gentle) || !(d->on & memory));
 
 	if (by == TAKE_AWAY)
 		pthread_mutex_lock(&area_lock);
@@ -808,7 +984,7 @@ static void *disturber_thread(void *arg)
 {
 	int by = (long)arg;
 	struct sched_param param = { .sched_priority = 1 };
-	struct kvm_random_state rng = new_kvm_random_state(seed + by + on_memfd * NR_DISTURBERS);
+	struct kvm_random_state rng = new_kvm_random_state(seed + by + memory * NR_DISTURBERS);
 
 	if (by == TAKE_AWAY && pthread_setschedparam(pthread_self(), SCHED_FIFO, &param))
 		pr_info("not available: real-time priority\n");
@@ -846,7 +1022,7 @@ static void create_memory(void)
 	decoys = area + 4 * AREA_SIZE;
 	pool = area + 6 * AREA_SIZE;
 	memfd = kvm_memfd_alloc(AREA_SIZE, false);
-	if (on_memfd)
+	if (memory == ON_MEMFD)
 		map(area, AREA_SIZE, MAP_SHARED, memfd, 0);
 	else
 		map(area, AREA_SIZE, anon, -1, 0);
@@ -855,6 +1031,7 @@ static void create_memory(void)
 	recycled = kvm_mmap(NR_RECYCLED * PAGE_SIZE, PROT_READ | PROT_WRITE, anon, -1);
 	twin = kvm_mmap(PAGE_SIZE, PROT_READ | PROT_WRITE, anon, -1);
 	madvise(twin, PAGE_SIZE, MADV_MERGEABLE);
+	twin_merged = false;
 
 	for (p = 0; p < NR_FRAMES; p++)
 		frames[p] = p;
@@ -918,7 +1095,18 @@ static void create_vm(void)
 	gva_t gva;
 	int v;
 
-	vm = vm_create_with_vcpus(nr_vcpus + nr_idle, guest_code, vcpus);
+	struct vm_shape shape = {
+		.mode = VM_MODE_DEFAULT,
+		.type = memory == ON_CONVERTIBLE ? KVM_X86_SW_PROTECTED_VM : KVM_X86_DEFAULT_VM,
+	};
+
+	vm = __vm_create_with_vcpus(shape, nr_vcpus + nr_idle, 0, guest_code, vcpus);
+	if (memory == ON_GMEM) {
+		create_gmem();
+		vm_set_user_memory_region(vm, SHARED_INFO_SLOT, 0, AREA_GPA, PAGE_SIZE, area);
+	} else if (memory == ON_CONVERTIBLE) {
+		gmem_fd = vm_create_guest_memfd(vm, AREA_SIZE, 0);
+	}
 	set_slot(0, AREA_GPA, AREA_SIZE);
 	virt_map(vm, AREA_GVA, AREA_GPA, nr_hot);
 	vm_install_exception_handler(vm, UPCALL_VECTOR, guest_upcall);
@@ -951,7 +1139,7 @@ static void check_memory(void)
 {
 	int p;
 
-	for (p = nr_hot; p < NR_FRAMES && on_memfd; p++)
+	for (p = nr_hot; p < NR_FRAMES && memory == ON_MEMFD; p++)
 		check_poison(pool + frames[p] * PAGE_SIZE, "page that was the area's");
 	for (p = 0; p < nr_hot; p++)
 		check_poison(decoys + p * PAGE_SIZE, "page that was the area's");
@@ -1045,7 +1233,8 @@ static void run_round(int round)
 	alarm(max(60u, nr_actions));
 	gentle = round % 2;
 	round_over = false;
-	set_infos(round & 2);
+	/* An area by userspace address isn't private if its frame is. */
+	set_infos(round & 2 && memory != ON_CONVERTIBLE);
 	resume();
 	pthread_barrier_wait(&barrier);
 	pthread_barrier_wait(&barrier);
@@ -1055,10 +1244,10 @@ static void run_round(int round)
 	check_idle_runstates();
 }
 
-static void run_vm(void)
+static void run_vm(int nr)
 {
 	pthread_t threads[MAX_VCPUS + 2 + NR_DISTURBERS];
-	int i, w, nr = 0;
+	int i, w, nr_threads = 0;
 
 	create_memory();
 	create_vm();
@@ -1067,23 +1256,26 @@ static void run_vm(void)
 	memset(strict_passes, 0, sizeof(strict_passes));
 	pthread_barrier_init(&barrier, NULL, NR_DISTURBERS + 1);
 	for (i = 0; i < nr_vcpus; i++)
-		pthread_create(&threads[nr++], NULL, vcpu_thread, (void *)(long)i);
-	pthread_create(&threads[nr++], NULL, sender_thread, NULL);
-	pthread_create(&threads[nr++], NULL, idle_thread, NULL);
+		pthread_create(&threads[nr_threads++], NULL, vcpu_thread, (void *)(long)i);
+	pthread_create(&threads[nr_threads++], NULL, sender_thread, NULL);
+	pthread_create(&threads[nr_threads++], NULL, idle_thread, NULL);
 	for (i = 0; i < NR_DISTURBERS; i++)
-		pthread_create(&threads[nr++], NULL, disturber_thread, (void *)(long)i);
+		pthread_create(&threads[nr_threads++], NULL, disturber_thread, (void *)(long)i);
 
-	for (i = 0; i < (nr_rounds + on_memfd) / 2; i++)
+	for (i = 0; i < nr; i++)
 		run_round(i);
 
 	WRITE_ONCE(stop, true);
 	make_step();
 	pthread_barrier_wait(&barrier);
-	while (nr)
-		pthread_join(threads[--nr], NULL);
+	while (nr_threads)
+		pthread_join(threads[--nr_threads], NULL);
 	for (w = 1; w < WORD(nr_vcpus, 0, 0); w++)
 		events[(w - 1) / NR_PORTS % NR_SOURCES] += sh->seen[w];
 	kvm_vm_free(vm);
+	if (gmem_fd >= 0)
+		kvm_close(gmem_fd);
+	gmem_fd = -1;
 }
 
 static void report(void)
@@ -1123,7 +1315,7 @@ int main(int argc, char *argv[])
 	u32 flags = KVM_XEN_HVM_CONFIG_SHARED_INFO | KVM_XEN_HVM_CONFIG_EVTCHN_SEND |
 		    KVM_XEN_HVM_CONFIG_RUNSTATE | KVM_XEN_HVM_CONFIG_RUNSTATE_UPDATE_FLAG |
 		    KVM_XEN_HVM_CONFIG_SHARED_INFO_HVA;
-	int opt;
+	int kinds[4], nr_kinds, i, opt;
 
 	TEST_REQUIRE((kvm_check_cap(KVM_CAP_XEN_HVM) & flags) == flags);
 
@@ -1155,12 +1347,13 @@ int main(int argc, char *argv[])
 	pr_info("-a %u -i %u -n %u -r %u -s %u\n", nr_actions, nr_idle, nr_vcpus, nr_rounds, seed);
 	nr_hot = NR_PAGES(nr_idle);
 	look_for_what_is_missing();
+	nr_kinds = get_kinds(kinds);
 
 	signal(SIGALRM, hang);
-	on_memfd = true;
-	run_vm();
-	on_memfd = false;
-	run_vm();
+	for (i = 0; i < nr_kinds; i++) {
+		memory = kinds[i];
+		run_vm(nr_rounds / nr_kinds + (i < nr_rounds % nr_kinds));
+	}
 	report();
 	return 0;
 }
