@@ -24,7 +24,7 @@ OUT = os.path.join(BUILD, 'bench')
 TEST = 'kvm:gpc_perf_test'
 FIGURE = re.compile(r'^#?\s*(\w+): (\d+) ns \(', re.M)
 # Figures that two CPUs are needed for; all others are counted.
-TIMED = re.compile(r'senders_|refresh_|storm_')
+TIMED = re.compile(r'senders_|refresh_|storm_|invalidate_')
 # FIGURE above FLOOR, as the floor is none of the cache's.
 ABOVE = (('evtchn_send', 'evtchn_ioctl'), ('irqfd', 'eventfd_write'))
 

@@ -52,6 +52,8 @@ struct gfn_to_pfn_cache {
 	struct gpc_area *__gpc_private area;
 	/* The area's length in bytes, 0 if the cache is not active. */
 	unsigned int __gpc_private len;
+	/* No signal but a fatal one ends the wait for a page. */
+	bool __gpc_private killable;
 	struct kvm *__gpc_private kvm;
 	/* Serializes refreshes of the area, and its replacement. */
 	struct mutex __gpc_private refresh_lock;
@@ -67,6 +69,19 @@ struct gfn_to_pfn_cache {
  * Context: Any.  The caller must prevent concurrent use of @gpc.
  */
 void kvm_gpc_init(struct gfn_to_pfn_cache *gpc, struct kvm *kvm);
+
+/**
+ * kvm_gpc_init_killable() - initialize a cache that is used where KVM_RUN can't
+ *			     end
+ * @gpc: the cache, all zeroes
+ * @kvm: the VM that the cache's area belongs to
+ *
+ * Like kvm_gpc_init(), but in KVM_RUN, too, only a fatal signal makes
+ * kvm_gpc_lock() and kvm_gpc_activate() return -EINTR.
+ *
+ * Context: Same as kvm_gpc_init().
+ */
+void kvm_gpc_init_killable(struct gfn_to_pfn_cache *gpc, struct kvm *kvm);
 
 /**
  * kvm_gpc_activate() - bind a cache to an area by guest physical address
@@ -193,7 +208,8 @@ static inline unsigned long kvm_gpc_len(struct gfn_to_pfn_cache *gpc)
  *	   -EFAULT: a page of the area cannot be faulted in for writing, or its
  *	   guest_memfd has been closed,
  *	   -EHWPOISON: a page of the area has a hardware error,
- *	   -EINTR: a signal is pending, in KVM_RUN any signal, else a fatal one,
+ *	   -EINTR: a signal is pending, in KVM_RUN any signal unless @gpc was
+ *	   initialized by kvm_gpc_init_killable(), else a fatal one,
  *	   -ENOMEM: the area's pages cannot be mapped,
  *	   -EOPNOTSUPP: the area's pages cannot be mapped together, because only
  *	   some of them have a struct page, or because they are scattered and

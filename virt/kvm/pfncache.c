@@ -539,22 +539,25 @@ static void gpc_retire(struct gpc_area *area)
  * a fatal signal does, as userspace doesn't expect them to fail because of
  * other signals.
  */
-static unsigned int gpc_wait_state(void)
+static unsigned int gpc_wait_state(const struct gfn_to_pfn_cache *gpc)
 {
 	struct kvm_vcpu *vcpu = kvm_get_running_vcpu();
+
+	if (gpc->killable)
+		return TASK_KILLABLE;
 
 	return vcpu && vcpu->wants_to_run ? TASK_INTERRUPTIBLE : TASK_KILLABLE;
 }
 
-static bool gpc_signal_pending(void)
+static bool gpc_signal_pending(const struct gfn_to_pfn_cache *gpc)
 {
-	return signal_pending_state(gpc_wait_state(), current);
+	return signal_pending_state(gpc_wait_state(gpc), current);
 }
 
 /* The holder may be waiting for userspace, e.g. for userfaultfd. */
 static int gpc_lock_refresh(struct gfn_to_pfn_cache *gpc)
 {
-	if (gpc_wait_state() == TASK_INTERRUPTIBLE)
+	if (gpc_wait_state(gpc) == TASK_INTERRUPTIBLE)
 		return mutex_lock_interruptible(&gpc->refresh_lock);
 
 	return mutex_lock_killable(&gpc->refresh_lock);
@@ -620,7 +623,7 @@ static int gpc_begin_lookup(struct gpc_area *area)
 
 	signal = wait_event_state(area->gpc->kvm->gpc_wait,
 				  (ret = gpc_try_begin_lookup(area)) != -EBUSY,
-				  gpc_wait_state());
+				  gpc_wait_state(area->gpc));
 	return signal ? -EINTR : ret;
 }
 
@@ -659,7 +662,7 @@ static int gpc_lookup_hva(const struct gpc_range *range, kvm_pfn_t *pfn, struct 
 			.refcounted_page = &page[i],
 		};
 
-		if (gpc_wait_state() == TASK_INTERRUPTIBLE)
+		if (gpc_wait_state(range->area->gpc) == TASK_INTERRUPTIBLE)
 			kfp.flags |= FOLL_INTERRUPTIBLE;
 
 		pfn[i] = hva_to_pfn(&kfp);
@@ -878,7 +881,7 @@ static int gpc_refresh_area(struct gpc_area *area)
 	guard(srcu)(&area->gpc->kvm->srcu);
 
 	while ((ret = gpc_try_refresh(area)) == -EAGAIN) {
-		if (gpc_signal_pending())
+		if (gpc_signal_pending(area->gpc))
 			return -EINTR;
 
 		cond_resched();
@@ -960,7 +963,7 @@ static noinline void *__kvm_gpc_lock(struct gfn_to_pfn_cache *gpc)
 			return khva;
 
 		/* The area has been invalidated again. */
-	} while (!gpc_signal_pending());
+	} while (!gpc_signal_pending(gpc));
 
 	return ERR_PTR(-EINTR);
 }
@@ -974,6 +977,7 @@ void *kvm_gpc_lock(struct gfn_to_pfn_cache *gpc)
 	khva = gpc_enter(gpc);
 	return khva ? khva : __kvm_gpc_lock(gpc);
 }
+EXPORT_SYMBOL_FOR_KVM_INTERNAL(kvm_gpc_lock);
 
 void *kvm_gpc_trylock(struct gfn_to_pfn_cache *gpc)
 {
@@ -989,6 +993,7 @@ void kvm_gpc_unlock(struct gfn_to_pfn_cache *gpc)
 {
 	gpc_leave(gpc);
 }
+EXPORT_SYMBOL_FOR_KVM_INTERNAL(kvm_gpc_unlock);
 
 static noinline void gpc_mark_range_dirty(struct kvm *kvm, const struct gpc_range *range)
 {
@@ -1017,6 +1022,7 @@ void kvm_gpc_unlock_dirty(struct gfn_to_pfn_cache *gpc)
 
 	gpc_leave(gpc);
 }
+EXPORT_SYMBOL_FOR_KVM_INTERNAL(kvm_gpc_unlock_dirty);
 
 void kvm_gpc_init(struct gfn_to_pfn_cache *gpc, struct kvm *kvm)
 {
@@ -1024,12 +1030,20 @@ void kvm_gpc_init(struct gfn_to_pfn_cache *gpc, struct kvm *kvm)
 	gpc->kvm = kvm;
 }
 
+void kvm_gpc_init_killable(struct gfn_to_pfn_cache *gpc, struct kvm *kvm)
+{
+	kvm_gpc_init(gpc, kvm);
+	gpc->killable = true;
+}
+EXPORT_SYMBOL_FOR_KVM_INTERNAL(kvm_gpc_init_killable);
+
 gpa_t kvm_gpc_gpa(const struct gfn_to_pfn_cache *gpc)
 {
 	struct gpc_area *area = READ_ONCE(gpc->area);
 
 	return area ? area->gpa : INVALID_GPA;
 }
+EXPORT_SYMBOL_FOR_KVM_INTERNAL(kvm_gpc_gpa);
 
 unsigned long kvm_gpc_hva(const struct gfn_to_pfn_cache *gpc)
 {
@@ -1049,6 +1063,7 @@ int kvm_gpc_activate(struct gfn_to_pfn_cache *gpc, gpa_t gpa, unsigned long len)
 
 	return gpc_activate(gpc, gpa, 0, len);
 }
+EXPORT_SYMBOL_FOR_KVM_INTERNAL(kvm_gpc_activate);
 
 int kvm_gpc_activate_hva(struct gfn_to_pfn_cache *gpc, unsigned long uhva, unsigned long len)
 {
@@ -1083,6 +1098,7 @@ void kvm_gpc_deactivate(struct gfn_to_pfn_cache *gpc)
 	kfree(area);
 	gpc_unmap_stale(gpc->kvm);
 }
+EXPORT_SYMBOL_FOR_KVM_INTERNAL(kvm_gpc_deactivate);
 
 void kvm_gpc_init_vm(struct kvm *kvm)
 {
