@@ -3,6 +3,8 @@
  * The pages of an L1 hypervisor that KVM reads and writes for nested SVM, i.e.
  * VMCBs and the host save area: in memory of different kinds.  KVM must write
  * to nothing but what an instruction owns, and only if the instruction writes.
+ * If the processor virtualizes VMLOAD and VMSAVE, kvm_amd.vls=0 has KVM emulate
+ * them.
  *
  * Memory that the kernel doesn't manage is tested if its physical address is
  * given, as environment variable KVM_BARE_MEMORY: a page of it, which may be
@@ -13,6 +15,7 @@
 #include <fcntl.h>
 #include <linux/mempolicy.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 
 #include "kvm_syscalls.h"
@@ -74,6 +77,12 @@ FIXTURE_SETUP(nested_svm_pages)
 	memset(self->mem, UNTOUCHED, SIZE);
 	vm_set_user_memory_region(self->vm, SLOT, 0, VMCB_GPA, SIZE, self->mem);
 	virt_map(self->vm, VMCB_GPA, VMCB_GPA, NR_PAGES);
+}
+
+/* Whether KVM emulates VMLOAD and VMSAVE. */
+static bool emulates_vmload(void)
+{
+	return !get_kvm_amd_param_integer("vls");
 }
 
 FIXTURE_TEARDOWN(nested_svm_pages)
@@ -152,6 +161,9 @@ TEST_F(nested_svm_pages, vmsave_fields)
 {
 	struct vmcb_save_area *save = &self->vmcb->save;
 
+	if (!emulates_vmload())
+		SKIP(return, "needs kvm_amd.vls=0");
+
 	EXPECT_EQ(run_op(self->vcpu, SAVE), SAVED);
 	EXPECT_EQ(save->kernel_gs_base, SAVED);
 	EXPECT_LT(0, nr_touched((u8 *)&save->fs, sizeof(save->fs)));
@@ -166,6 +178,9 @@ TEST_F(nested_svm_pages, vmsave_fields)
 
 TEST_F(nested_svm_pages, vmload_read_only_memslot)
 {
+	if (!emulates_vmload())
+		SKIP(return, "needs kvm_amd.vls=0");
+
 	TEST_REQUIRE(kvm_has_cap(KVM_CAP_READONLY_MEM));
 
 	save_and_change(self->vcpu, self->vmcb);
@@ -175,6 +190,9 @@ TEST_F(nested_svm_pages, vmload_read_only_memslot)
 
 TEST_F(nested_svm_pages, vmload_is_not_logged)
 {
+	if (!emulates_vmload())
+		SKIP(return, "needs kvm_amd.vls=0");
+
 	save_and_change(self->vcpu, self->vmcb);
 	set_slot(self->vm, KVM_MEM_LOG_DIRTY_PAGES, self->mem);
 
@@ -202,11 +220,15 @@ TEST_F(nested_svm_pages, vmload_keeps_copy_on_write)
 {
 	pid_t pid;
 
+	if (!emulates_vmload())
+		SKIP(return, "needs kvm_amd.vls=0");
+
 	save_and_change(self->vcpu, self->vmcb);
 
 	pid = fork();
 	TEST_ASSERT(pid >= 0, "fork(): errno %d", errno);
 	if (!pid) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
 		pause();
 		_exit(0);
 	}
@@ -222,6 +244,9 @@ TEST_F(nested_svm_pages, vmload_keeps_copy_on_write)
 
 TEST_F(nested_svm_pages, vmload_no_memslot)
 {
+	if (!emulates_vmload())
+		SKIP(return, "needs kvm_amd.vls=0");
+
 	save_and_change(self->vcpu, self->vmcb);
 	vm_set_user_memory_region(self->vm, SLOT, 0, VMCB_GPA, 0, self->mem);
 
@@ -264,6 +289,9 @@ static bool map_physical(struct kvm_vm *vm, u8 *mem, off_t where)
 
 TEST_F(nested_svm_pages, vmload_bare)
 {
+	if (!emulates_vmload())
+		SKIP(return, "needs kvm_amd.vls=0");
+
 	if (!map_physical(self->vm, self->mem, bare_memory()))
 		SKIP(return, "needs KVM_BARE_MEMORY and /dev/mem");
 
@@ -273,6 +301,9 @@ TEST_F(nested_svm_pages, vmload_bare)
 
 TEST_F(nested_svm_pages, vmload_hole)
 {
+	if (!emulates_vmload())
+		SKIP(return, "needs kvm_amd.vls=0");
+
 	if (!map_physical(self->vm, self->mem, bare_memory() - SIZE))
 		SKIP(return, "needs KVM_BARE_MEMORY and /dev/mem");
 
@@ -445,16 +476,18 @@ TEST_F(nested_svm_pages, vmcb12_in_other_memory)
 
 TEST_F(nested_svm_pages, vmcb12_moves)
 {
-	int node, status = -1, nr = 0;
 	void *page = self->mem;
+	int node, status;
+
+	if (access("/sys/devices/system/node/node1", F_OK))
+		SKIP(return, "needs two nodes");
 
 	start_l2(self->vcpu);
 	for (node = 0; node < 2; node++) {
-		if (!syscall(__NR_move_pages, 0, 1, &page, &node, &status, MPOL_MF_MOVE))
-			nr += status == node;
+		status = -1;
+		syscall(__NR_move_pages, 0, 1, &page, &node, &status, MPOL_MF_MOVE);
+		EXPECT_EQ(status, node);
 	}
-	if (nr < 2)
-		SKIP(return, "needs two nodes");
 
 	EXPECT_EQ(run(self->vcpu), SVM_EXIT_VMMCALL);
 	EXPECT_EQ(self->vmcb->control.exit_code, SVM_EXIT_VMMCALL);
@@ -506,10 +539,92 @@ TEST_F(nested_svm_pages, vmcb12_bare_unmapped)
 	EXPECT_EQ(self->vmcb->control.exit_code, SVM_EXIT_VMMCALL);
 
 	fd = open("/dev/mem", O_RDWR);
+	TEST_ASSERT(fd >= 0, "open(/dev/mem): errno %d", errno);
 	TEST_ASSERT(mmap(self->mem, SIZE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd,
 			 bare_memory()) == self->mem, "mmap(/dev/mem): errno %d", errno);
 	close(fd);
 	EXPECT_EQ(memcmp(copy, self->mem, PAGE_SIZE), 0);
+}
+
+/* vmcb12 in either page of the memory, in turn */
+
+static void l2_code_in_turn(void)
+{
+	GUEST_SYNC(SAVED);
+	vmmcall();
+}
+
+static void l1_code_in_turn(struct svm_test_data *svm)
+{
+	struct vmcb *vmcb;
+	u64 rsp, i;
+
+	for (i = 0; ; i++) {
+		vmcb = (void *)(VMCB_GPA + i % NR_PAGES * PAGE_SIZE);
+		svm->vmcb = vmcb;
+		svm->vmcb_gpa = (u64)vmcb;
+		if (i < NR_PAGES)
+			generic_svm_setup(svm, l2_code_in_turn);
+		if (!i)
+			rsp = vmcb->save.rsp;
+		vmcb->save.rip = (u64)l2_code_in_turn;
+		vmcb->save.rsp = rsp;
+		vmcb->control.exit_code = 0;
+		run_guest(vmcb, (u64)vmcb);
+		GUEST_SYNC(vmcb->control.exit_code);
+	}
+}
+
+TEST_F(nested_svm_pages, vmcb12_in_turn)
+{
+	gva_t svm_gva;
+	int i, page;
+	u8 *old;
+
+	vcpu_alloc_svm(self->vm, &svm_gva);
+	vcpu_arch_set_entry_point(self->vcpu, l1_code_in_turn);
+	vcpu_args_set(self->vcpu, 1, svm_gva);
+
+	for (i = 0; i < 4 * NR_PAGES; i++) {
+		page = i % NR_PAGES;
+		EXPECT_EQ(run(self->vcpu), SAVED);
+
+		/* The page is another one, with the same content. */
+		old = self->mem + page * PAGE_SIZE;
+		if (i / NR_PAGES % 2) {
+			u8 copy[PAGE_SIZE];
+
+			memcpy(copy, old, PAGE_SIZE);
+			kvm_madvise(old, PAGE_SIZE, MADV_DONTNEED);
+			memcpy(old, copy, PAGE_SIZE);
+		}
+		EXPECT_EQ(run(self->vcpu), SVM_EXIT_VMMCALL);
+		EXPECT_EQ(((struct vmcb *)old)->control.exit_code, SVM_EXIT_VMMCALL);
+	}
+}
+
+/* An ASID of 0 is invalid. */
+static void l1_code_with_invalid_vmcb12(struct svm_test_data *svm)
+{
+	struct vmcb *vmcb = (void *)VMCB_GPA;
+
+	svm->vmcb = vmcb;
+	svm->vmcb_gpa = VMCB_GPA;
+	generic_svm_setup(svm, l2_code);
+	vmcb->control.asid = 0;
+	run_guest(vmcb, VMCB_GPA);
+	GUEST_SYNC(vmcb->control.exit_code);
+}
+
+TEST_F(nested_svm_pages, invalid_vmcb12)
+{
+	gva_t svm_gva;
+
+	vcpu_alloc_svm(self->vm, &svm_gva);
+	vcpu_arch_set_entry_point(self->vcpu, l1_code_with_invalid_vmcb12);
+	vcpu_args_set(self->vcpu, 1, svm_gva);
+	EXPECT_EQ(run(self->vcpu), SVM_EXIT_ERR);
+	EXPECT_EQ(self->vmcb->control.exit_code, SVM_EXIT_ERR);
 }
 
 static long run_to_exit(void *vcpu)
