@@ -537,7 +537,8 @@ static void gpc_retire(struct gpc_area *area)
  * Userspace pauses a vCPU by a signal, so any signal ends the wait for a page
  * in KVM_RUN, as it does for a page fault of the guest.  In other ioctls, only
  * a fatal signal does, as userspace doesn't expect them to fail because of
- * other signals.
+ * other signals.  The same goes for a killable cache, the user of which can't
+ * end KVM_RUN.
  */
 static unsigned int gpc_wait_state(const struct gfn_to_pfn_cache *gpc)
 {

@@ -687,7 +687,8 @@ static void measure_senders(void)
 
 /* A refresh while other memory is unmapped */
 
-static bool storm_is_over;
+/* The other thread has to end. */
+static bool other_is_over;
 
 static void *storm_thread(void *cpu)
 {
@@ -697,7 +698,7 @@ static void *storm_thread(void *cpu)
 	madvise(mem, STORM_SIZE, MADV_NOHUGEPAGE);
 	memset(mem, 1, STORM_SIZE);
 	pthread_barrier_wait(&barrier);
-	while (!READ_ONCE(storm_is_over))
+	while (!READ_ONCE(other_is_over))
 		kvm_madvise(mem, STORM_SIZE, MADV_FREE);
 	kvm_munmap(mem, STORM_SIZE);
 	return NULL;
@@ -749,52 +750,7 @@ static void print_refreshes(const char *name)
 	free(times);
 }
 
-/* Return another CPU than the one that this thread runs on from now on. */
-static bool pin_to_first_cpu(cpu_set_t *possible, long *other)
-{
-	cpu_set_t first;
-	long cpu;
-
-	TEST_ASSERT_EQ(sched_getaffinity(0, sizeof(*possible), possible), 0);
-	if (CPU_COUNT(possible) < 2)
-		return false;
-
-	for (cpu = 0; !CPU_ISSET(cpu, possible); cpu++)
-		;
-	CPU_ZERO(&first);
-	CPU_SET(cpu, &first);
-	TEST_ASSERT_EQ(sched_setaffinity(0, sizeof(first), &first), 0);
-	for (cpu++; !CPU_ISSET(cpu, possible); cpu++)
-		;
-	*other = cpu;
-	return true;
-}
-
-static void measure_refreshes(void)
-{
-	cpu_set_t possible;
-	pthread_t thread;
-	long cpu;
-
-	if (!pin_to_first_cpu(&possible, &cpu)) {
-		printf("refresh, storm: skipped, there is only one CPU\n");
-		return;
-	}
-
-	print_refreshes("refresh");
-	pthread_barrier_init(&barrier, NULL, 2);
-	TEST_ASSERT_EQ(pthread_create(&thread, NULL, storm_thread, (void *)cpu), 0);
-	pthread_barrier_wait(&barrier);
-	print_refreshes("storm");
-	WRITE_ONCE(storm_is_over, true);
-	pthread_join(thread, NULL);
-	pthread_barrier_destroy(&barrier);
-	TEST_ASSERT_EQ(sched_setaffinity(0, sizeof(possible), &possible), 0);
-}
-
 /* An invalidation of areas that another CPU uses */
-
-static bool readers_are_over;
 
 static void *reader_thread(void *cpu)
 {
@@ -809,7 +765,7 @@ static void *reader_thread(void *cpu)
 	TEST_ASSERT(timer >= 0, "timerfd_create(): errno %d", errno);
 	TEST_ASSERT_EQ(timerfd_settime(timer, 0, &often, NULL), 0);
 	pthread_barrier_wait(&barrier);
-	while (!READ_ONCE(readers_are_over))
+	while (!READ_ONCE(other_is_over))
 		send_event(0);
 	close(timer);
 	return NULL;
@@ -832,23 +788,35 @@ static void print_invalidations(const char *name)
 	free(times);
 }
 
-static void measure_invalidations(void)
+/* Print figures of this thread alone, and beside a thread on another CPU. */
+static void measure_beside(const char *alone, const char *beside, void (*print)(const char *name),
+			   void *(*other)(void *cpu))
 {
+	cpu_set_t possible, first;
 	pthread_t thread;
-	cpu_set_t possible;
 	long cpu;
 
-	if (!pin_to_first_cpu(&possible, &cpu)) {
-		printf("invalidate: skipped, there is only one CPU\n");
+	TEST_ASSERT_EQ(sched_getaffinity(0, sizeof(possible), &possible), 0);
+	if (CPU_COUNT(&possible) < 2) {
+		printf("%s, %s: skipped, there is only one CPU\n", alone, beside);
 		return;
 	}
 
-	print_invalidations("invalidate");
+	for (cpu = 0; !CPU_ISSET(cpu, &possible); cpu++)
+		;
+	CPU_ZERO(&first);
+	CPU_SET(cpu, &first);
+	TEST_ASSERT_EQ(sched_setaffinity(0, sizeof(first), &first), 0);
+	for (cpu++; !CPU_ISSET(cpu, &possible); cpu++)
+		;
+
+	print(alone);
+	other_is_over = false;
 	pthread_barrier_init(&barrier, NULL, 2);
-	TEST_ASSERT_EQ(pthread_create(&thread, NULL, reader_thread, (void *)cpu), 0);
+	TEST_ASSERT_EQ(pthread_create(&thread, NULL, other, (void *)cpu), 0);
 	pthread_barrier_wait(&barrier);
-	print_invalidations("invalidate_used");
-	WRITE_ONCE(readers_are_over, true);
+	print(beside);
+	WRITE_ONCE(other_is_over, true);
 	pthread_join(thread, NULL);
 	pthread_barrier_destroy(&barrier);
 	TEST_ASSERT_EQ(sched_setaffinity(0, sizeof(possible), &possible), 0);
@@ -905,8 +873,8 @@ int main(int argc, char *argv[])
 	measure_default_vcpu_info();
 	measure_runstate();
 	measure_senders();
-	measure_refreshes();
-	measure_invalidations();
+	measure_beside("refresh", "storm", print_refreshes, storm_thread);
+	measure_beside("invalidate", "invalidate_used", print_invalidations, reader_thread);
 	free_vm();
 	measure_steal_time();
 

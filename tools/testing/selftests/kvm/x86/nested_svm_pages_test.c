@@ -28,14 +28,17 @@
 #include "test_util.h"
 #include "uffd_page.h"
 
-/* A page for the VMCB under test, and one for the host save area. */
+/* A page for the VMCB under test, one for the host save area, and another. */
 #define SLOT		10
 #define VMCB_GPA	0xc0000000ULL
 #define HSAVE_GPA	(VMCB_GPA + PAGE_SIZE)
-#define NR_PAGES	2
+#define NR_PAGES	3
 #define SIZE		(NR_PAGES * PAGE_SIZE)
 
 #define SMRAM_GPA	0x1000000
+#define SMI_PORT	0xe
+/* Of the address of vmcb12, in SMRAM. */
+#define SMRAM_VMCB_OFFSET	0xfee0
 #define UNTOUCHED	0xa5
 
 /* What the guest and the VMM give the other to load. */
@@ -313,7 +316,9 @@ TEST_F(nested_svm_pages, vmload_hole)
 
 /* L2, with its vmcb12 and L1's host save area in the memory under test */
 
+/* Exits to userspace, in SMM. */
 static u8 smi_handler[] = {
+	0xe4, SMI_PORT,	/* in $SMI_PORT, %al */
 	0x0f, 0xaa,	/* rsm */
 };
 
@@ -357,12 +362,21 @@ static void start_l1_with_l2(struct kvm_vcpu *vcpu)
 	TEST_ASSERT_EQ(run(vcpu), SAVED);
 }
 
-static void run_l2_with_smi(struct kvm_vcpu *vcpu)
+/* The next run begins with RSM. */
+static void run_to_smm(struct kvm_vcpu *vcpu)
 {
 	inject_smi(vcpu);
+	vcpu_run(vcpu);
+	TEST_ASSERT_KVM_EXIT_REASON(vcpu, KVM_EXIT_IO);
+	TEST_ASSERT_EQ(vcpu->run->io.port, SMI_PORT);
+}
+
+static void run_l2_with_smi(struct kvm_vcpu *vcpu)
+{
+	run_to_smm(vcpu);
 	TEST_ASSERT_EQ(run(vcpu), LOADED);
 	TEST_ASSERT_EQ(run(vcpu), SAVED);
-	inject_smi(vcpu);
+	run_to_smm(vcpu);
 	TEST_ASSERT_EQ(run(vcpu), LOADED);
 	TEST_ASSERT_EQ(run(vcpu), 0);
 }
@@ -391,9 +405,9 @@ TEST_F(nested_svm_pages, smm_host_save_area_is_logged)
 	vm_set_user_memory_region(self->vm, SLOT, KVM_MEM_LOG_DIRTY_PAGES, VMCB_GPA, SIZE,
 				  self->mem);
 	EXPECT_FALSE(is_dirty(self->vm, 1));
-	inject_smi(self->vcpu);
-	EXPECT_EQ(run(self->vcpu), LOADED);
+	run_to_smm(self->vcpu);
 	EXPECT_TRUE(is_dirty(self->vm, 1));
+	EXPECT_EQ(run(self->vcpu), LOADED);
 }
 
 /* VMRUN and #VMEXIT */
@@ -546,7 +560,7 @@ TEST_F(nested_svm_pages, vmcb12_bare_unmapped)
 	EXPECT_EQ(memcmp(copy, self->mem, PAGE_SIZE), 0);
 }
 
-/* vmcb12 in either page of the memory, in turn */
+/* vmcb12 in each page of the memory, in turn */
 
 static void l2_code_in_turn(void)
 {
@@ -557,7 +571,7 @@ static void l2_code_in_turn(void)
 static void l1_code_in_turn(struct svm_test_data *svm)
 {
 	struct vmcb *vmcb;
-	u64 rsp, i;
+	u64 rsp = 0, i;
 
 	for (i = 0; ; i++) {
 		vmcb = (void *)(VMCB_GPA + i % NR_PAGES * PAGE_SIZE);
@@ -625,6 +639,33 @@ TEST_F(nested_svm_pages, invalid_vmcb12)
 	vcpu_args_set(self->vcpu, 1, svm_gva);
 	EXPECT_EQ(run(self->vcpu), SVM_EXIT_ERR);
 	EXPECT_EQ(self->vmcb->control.exit_code, SVM_EXIT_ERR);
+}
+
+/* RSM and a later #VMEXIT ignore the offset of the address in SMRAM. */
+TEST_F(nested_svm_pages, rsm_unaligned_vmcb12)
+{
+	u64 *gpa;
+
+	start_l1_with_l2(self->vcpu);
+	run_to_smm(self->vcpu);
+
+	gpa = addr_gpa2hva(self->vm, SMRAM_GPA + SMRAM_VMCB_OFFSET);
+	ASSERT_EQ(*gpa, VMCB_GPA);
+	*gpa |= PAGE_SIZE / 2;
+
+	EXPECT_EQ(run(self->vcpu), LOADED);
+	EXPECT_EQ(run(self->vcpu), SAVED);
+	EXPECT_EQ(self->vmcb->control.exit_code, SVM_EXIT_VMMCALL);
+}
+
+/* vmcb12 and the host save area have no struct page. */
+TEST_F(nested_svm_pages, smm_bare)
+{
+	if (!map_physical(self->vm, self->mem, bare_memory()))
+		SKIP(return, "needs KVM_BARE_MEMORY and /dev/mem");
+
+	start_l1_with_l2(self->vcpu);
+	run_l2_with_smi(self->vcpu);
 }
 
 static long run_to_exit(void *vcpu)

@@ -15,6 +15,7 @@
  *  vmrun_kvm_*		the same between CLGI and STGI, with a VMLOAD before and
  *			a VMSAVE and a VMLOAD after it, as KVM in L1 has it
  *  vmrun_two_*		VMRUN of two VMCBs in turn
+ *  vmrun_three_*	VMRUN of three VMCBs in turn
  */
 #include <fcntl.h>
 #include <linux/sizes.h>
@@ -28,22 +29,23 @@
 
 #define SLOT			10
 #define VMCB_GPA(i)		(0xc0000000ULL + (i) * PAGE_SIZE)
-#define NR_PAGES		3
+#define NR_VMCBS		3
+/* For L1's own state, behind the VMCBs. */
+#define STATE_GPA		VMCB_GPA(NR_VMCBS)
+#define NR_PAGES		(NR_VMCBS + 1)
 
-#define DEFAULT_ITERATIONS	100
-#define DEFAULT_ROUNDS		3
+#define NR_ITERATIONS		100
+#define NR_ROUNDS		3
 
-enum { VMLOAD, VMRUN, VMRUN_KVM, VMRUN_TWO, NR_OPS };
+enum { VMLOAD, VMRUN, VMRUN_KVM, VMRUN_TWO, VMRUN_THREE, NR_OPS };
 
 static const char *const op_names[NR_OPS] = {
 	[VMLOAD] = "vmload",
 	[VMRUN] = "vmrun",
 	[VMRUN_KVM] = "vmrun_kvm",
 	[VMRUN_TWO] = "vmrun_two",
+	[VMRUN_THREE] = "vmrun_three",
 };
-
-static u32 nr_iterations = DEFAULT_ITERATIONS;
-static u32 nr_rounds = DEFAULT_ROUNDS;
 
 /* The guest's copies. */
 static u64 guest_op, guest_nr;
@@ -87,11 +89,14 @@ static void do_op(u64 op, u64 i)
 		load_state(VMCB_GPA(0));
 		run_l2(VMCB_GPA(0));
 		save_state(VMCB_GPA(0));
-		load_state(VMCB_GPA(2));
+		load_state(STATE_GPA);
 		asm volatile("stgi");
 		break;
 	case VMRUN_TWO:
 		run_l2(VMCB_GPA(i % 2));
+		break;
+	case VMRUN_THREE:
+		run_l2(VMCB_GPA(i % 3));
 		break;
 	}
 }
@@ -100,12 +105,12 @@ static void l1_code(struct svm_test_data *svm)
 {
 	u64 i;
 
-	for (i = 0; i < 2; i++) {
+	for (i = 0; i < NR_VMCBS; i++) {
 		svm->vmcb = (void *)VMCB_GPA(i);
 		svm->vmcb_gpa = VMCB_GPA(i);
 		generic_svm_setup(svm, l2_code);
 	}
-	save_state(VMCB_GPA(2));
+	save_state(STATE_GPA);
 	GUEST_SYNC(0);
 
 	for (;;) {
@@ -156,7 +161,7 @@ static u64 time_fastest_run(struct kvm_vcpu *vcpu, u64 op, u64 nr)
 	u32 r;
 
 	time_run(vcpu, op, nr);
-	for (r = 0; r < nr_rounds; r++)
+	for (r = 0; r < NR_ROUNDS; r++)
 		ns = min(ns, time_run(vcpu, op, nr));
 	return ns;
 }
@@ -184,11 +189,11 @@ static void measure(const char *kind, void *mem)
 			break;
 		}
 
-		ns = time_fastest_run(vcpu, op, nr_iterations);
+		ns = time_fastest_run(vcpu, op, NR_ITERATIONS);
 		floor = time_fastest_run(vcpu, op, 0);
 		ns = ns > floor ? ns - floor : 0;
-		printf("%s_%s: %lu ns (%lu in %u)\n", op_names[op], kind, ns / nr_iterations, ns,
-		       nr_iterations);
+		printf("%s_%s: %lu ns (%lu in %u)\n", op_names[op], kind, ns / NR_ITERATIONS, ns,
+		       NR_ITERATIONS);
 	}
 	kvm_vm_free(vm);
 }
@@ -222,33 +227,10 @@ static void measure_bare_memory(void)
 	kvm_munmap(mem, NR_PAGES * PAGE_SIZE);
 }
 
-static void help(const char *name)
-{
-	printf("usage: %s [-h] [-n iterations] [-r rounds]\n", name);
-	printf(" -n: operations per round, default %d\n", DEFAULT_ITERATIONS);
-	printf(" -r: rounds, of which the fastest counts, default %d\n", DEFAULT_ROUNDS);
-}
-
 int main(int argc, char *argv[])
 {
-	int opt;
-
 	TEST_REQUIRE(kvm_cpu_has(X86_FEATURE_SVM));
 	TEST_REQUIRE(kvm_cpu_has_npt());
-
-	while ((opt = getopt(argc, argv, "hn:r:")) != -1) {
-		switch (opt) {
-		case 'n':
-			nr_iterations = atoi_positive("Number of iterations", optarg);
-			break;
-		case 'r':
-			nr_rounds = atoi_positive("Number of rounds", optarg);
-			break;
-		default:
-			help(argv[0]);
-			exit(opt == 'h' ? KSFT_PASS : KSFT_FAIL);
-		}
-	}
 
 	measure("anon", kvm_mmap(NR_PAGES * PAGE_SIZE, PROT_READ | PROT_WRITE,
 				 MAP_PRIVATE | MAP_ANONYMOUS, -1));
