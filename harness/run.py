@@ -45,6 +45,8 @@ BENIGN = re.compile(r'harness: |NMI watchdog: (Perf|Enabled)|Command line:|Kerne
 
 KTAP = re.compile(r'K?TAP version \d')
 RESULT = re.compile(r'^(ok|not ok) \d+ selftests: (\S+): (\S+)(?: # ?(.*))?$')
+# Without these, a test that does not end does not say where it is.
+ARGUMENTS = [('xen_shinfo_test', '-v')]
 # Lines of a failed test's log that the summary shows.
 TAIL = 40
 
@@ -277,7 +279,7 @@ class Runner:
             for t in plan.tests:
                 f.write(f'{t} {plan.timeout(t, self.entries)}\n')
         with open(os.path.join(root, 'job/setup'), 'w') as f:
-            for name, arguments in self.args.args:
+            for name, arguments in ARGUMENTS + self.args.args:
                 variable = re.sub(r'[^A-Z0-9]', '_', name.upper())
                 f.write(f'export KSELFTEST_{variable}_ARGS={shlex.quote(arguments)}\n')
         parts = ['common', 'kvm']

@@ -54,6 +54,17 @@ struct gfn_to_pfn_cache {
 	unsigned int __gpc_private len;
 	/* No signal but a fatal one ends the wait for a page. */
 	bool __gpc_private killable;
+	/* The hardware of @vcpu may have @hpa.  Written by the vCPU only. */
+	bool __gpc_private used;
+	/* The area hasn't been invalidated since @hpa was set. */
+	bool __gpc_private hpa_valid;
+	/* The request that invalidations make, with its flags. */
+	unsigned int __gpc_private req;
+	/* NULL unless the cache is for guest use. */
+	struct kvm_vcpu *__gpc_private vcpu;
+	/* Where the area is, as of the last kvm_gpc_use(). */
+	gpa_t __gpc_private used_gpa;
+	hpa_t __gpc_private hpa;
 	struct kvm *__gpc_private kvm;
 	/* Serializes refreshes of the area, and its replacement. */
 	struct mutex __gpc_private refresh_lock;
@@ -84,6 +95,23 @@ void kvm_gpc_init(struct gfn_to_pfn_cache *gpc, struct kvm *kvm);
 void kvm_gpc_init_killable(struct gfn_to_pfn_cache *gpc, struct kvm *kvm);
 
 /**
+ * kvm_gpc_init_vcpu() - initialize a cache whose area is used by the hardware
+ *			 that runs a vCPU
+ * @gpc: the cache, all zeroes
+ * @vcpu: the vCPU, which belongs to the VM of the cache's area
+ * @req: a request of the user's choice, e.g. KVM_ARCH_REQ(), with its flags,
+ *	 but without KVM_REQUEST_NO_ACTION
+ *
+ * Like kvm_gpc_init(), and kvm_gpc_use() gets the physical address of
+ * the area.  An invalidation of an area that is in use makes @req, wakes @vcpu
+ * if it is halted and @req is without KVM_REQUEST_NO_WAKEUP, and waits until
+ * @vcpu has left guest mode.  The handler of @req calls kvm_gpc_use() again.
+ *
+ * Context: Same as kvm_gpc_init().
+ */
+void kvm_gpc_init_vcpu(struct gfn_to_pfn_cache *gpc, struct kvm_vcpu *vcpu, unsigned int req);
+
+/**
  * kvm_gpc_activate() - bind a cache to an area by guest physical address
  * @gpc: the cache, active or not
  * @gpa: guest physical address of the area, of any alignment, not INVALID_GPA
@@ -95,6 +123,9 @@ void kvm_gpc_init_killable(struct gfn_to_pfn_cache *gpc, struct kvm *kvm);
  * is mapped.  On error, the cache stays bound to the old area.  If several
  * tasks activate @gpc concurrently, the cache ends up bound to the area that
  * was mapped last.
+ *
+ * A cache whose area is in use by hardware can't be bound to another area, but
+ * by kvm_gpc_use().
  *
  * Context: May sleep.  Must be called by a task that uses the VM's mm, and not
  *	    with @gpc locked.
@@ -129,7 +160,8 @@ int kvm_gpc_activate_hva(struct gfn_to_pfn_cache *gpc, unsigned long uhva, unsig
  *
  * Unmap the area once all current readers have finished.  The caller must
  * prevent concurrent activation.  Must be called before @gpc is freed, but need
- * not be called before kvm_gpc_activate().
+ * not be called before kvm_gpc_activate().  Call kvm_gpc_unuse() first if
+ * kvm_gpc_use() was called.
  *
  * Context: May sleep.  Must not be called with @gpc locked.  Does not need the
  *	    VM's mm.
@@ -256,5 +288,107 @@ void kvm_gpc_unlock(struct gfn_to_pfn_cache *gpc);
  * Context: Same as the preceding kvm_gpc_lock() or kvm_gpc_trylock().
  */
 void kvm_gpc_unlock_dirty(struct gfn_to_pfn_cache *gpc);
+
+/* The part of kvm_gpc_use() that may sleep. */
+int __kvm_gpc_use(struct gfn_to_pfn_cache *gpc, gpa_t gpa, unsigned long len, hpa_t *hpa);
+
+/**
+ * kvm_gpc_use() - get the physical address of an area for the vCPU's hardware
+ * @gpc: the cache, initialized by kvm_gpc_init_vcpu()
+ * @gpa: guest physical address of the area, of any alignment, not INVALID_GPA
+ * @len: length of the area in bytes, from 1 to PAGE_SIZE; the area must lie in
+ *	 one page
+ * @hpa: the physical address of the area's first byte is stored here, but not
+ *	 on error
+ *
+ * Bind the cache to the area if it isn't bound to it yet, and map the area if
+ * necessary.  Hardware may use the address whenever the vCPU is in guest mode
+ * and has found the request of kvm_gpc_init_vcpu() not pending after it has set
+ * vcpu->mode, until kvm_gpc_use() or kvm_gpc_unuse() is called for @gpc.  Clear
+ * the request before this is called, not afterwards.  The area stays in use
+ * while the vCPU is outside guest mode: a call with the same arguments costs a
+ * few instructions if there was no invalidation, and gives the same address.
+ *
+ * While a memslot of the area is being moved or deleted, wait until that is
+ * done.  kvm->srcu is dropped meanwhile.
+ *
+ * On error, no area is in use any more, i.e. the vCPU must not enter guest mode
+ * with an address that an earlier call gave for @gpc, and the cache isn't bound.
+ *
+ * KVM can also access the area itself, by kvm_gpc_lock() and kvm_gpc_trylock().
+ *
+ * Context: May sleep.  Must be called by the vCPU's task, outside guest mode,
+ *	    with the vCPU's mutex held, with kvm->srcu held by
+ *	    kvm_vcpu_srcu_read_lock() only, and not with @gpc locked.
+ * Return: 0, or else
+ *	   -EINVAL: @len is 0, or the area doesn't lie in one page,
+ *	   or an error of kvm_gpc_lock(), except -ENXIO.
+ */
+static __always_inline int kvm_gpc_use(struct gfn_to_pfn_cache *gpc, gpa_t gpa,
+				       unsigned long len, hpa_t *hpa)
+{
+	if (unlikely(!READ_ONCE(ACCESS_PRIVATE(gpc, hpa_valid)) ||
+		     ACCESS_PRIVATE(gpc, used_gpa) != gpa ||
+		     ACCESS_PRIVATE(gpc, len) != len))
+		return __kvm_gpc_use(gpc, gpa, len, hpa);
+
+	*hpa = ACCESS_PRIVATE(gpc, hpa);
+	return 0;
+}
+
+/**
+ * kvm_vcpu_wait_for_memslots() - wait until a change of memslots is done
+ * @vcpu: the vCPU whose task calls this
+ *
+ * For users of caches that find no memslot, -ENOENT: a memslot that is being
+ * moved or deleted isn't there before userspace is told so.  kvm->srcu is
+ * dropped meanwhile.
+ *
+ * Context: May sleep.  Must be called by the vCPU's task with kvm->srcu held by
+ *	    kvm_vcpu_srcu_read_lock() only, and without kvm->slots_lock.
+ * Return: 0, or -EINTR if a fatal signal is pending.
+ */
+int kvm_vcpu_wait_for_memslots(struct kvm_vcpu *vcpu);
+
+/**
+ * kvm_gpc_unuse() - end the use of an area by the vCPU's hardware
+ * @gpc: the cache of the area, initialized by kvm_gpc_init_vcpu()
+ *
+ * Invalidations of the area don't concern the vCPU any more.  The cache stays
+ * bound to the area.  Does nothing if the area isn't in use.
+ *
+ * Context: Any.  Must be called by the vCPU's task, outside guest mode, or when
+ *	    the vCPU is destroyed.
+ */
+void kvm_gpc_unuse(struct gfn_to_pfn_cache *gpc);
+
+/**
+ * kvm_gpc_assert_usable() - warn if hardware would use an area that it must not
+ *			     use
+ * @gpc: the cache of the area, initialized by kvm_gpc_init_vcpu()
+ *
+ * Warn if the area is in use, but has been invalidated, and the request of
+ * kvm_gpc_init_vcpu() isn't pending.  Does nothing without CONFIG_PROVE_LOCKING
+ * or on PREEMPT_RT.
+ *
+ * Context: Must be called by the vCPU's task, before it enters guest mode, with
+ *	    interrupts disabled.
+ */
+void kvm_gpc_assert_usable(struct gfn_to_pfn_cache *gpc);
+
+/**
+ * kvm_gpc_mark_used_dirty() - mark an area dirty that the vCPU's hardware may
+ *			       have written to
+ * @gpc: the cache of the area, initialized by kvm_gpc_init_vcpu()
+ *
+ * Call this whenever the vCPU has left guest mode, before kvm_gpc_use() and
+ * kvm_gpc_unuse().  The area's page is marked dirty in its memslot, for dirty
+ * logging, also if the area has been invalidated meanwhile.  Does nothing if
+ * the area isn't in use.
+ *
+ * Context: Must be called by the vCPU's task, outside guest mode, with the
+ *	    vCPU's mutex and kvm->srcu held.
+ */
+void kvm_gpc_mark_used_dirty(struct gfn_to_pfn_cache *gpc);
 
 #endif

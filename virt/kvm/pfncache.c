@@ -25,8 +25,13 @@
  * change of memslots or the replacement of the area, clears gpc->khva and waits
  * for readers.  Documentation/virt/kvm/gpc.rst shows both side by side.
  *
+ * The hardware that runs a vCPU can use an area by its physical address.  The
+ * invalidation waits for that, too, see "Guest use".
+ *
  * Locks, in this order:
  *
+ *  - kvm->slots_lock: taken by kvm_gpc_use() alone, without kvm->srcu, to wait
+ *    for a change of memslots.
  *  - gpc->refresh_lock: held by a refresh of gpc->area and by its replacement.
  *    May be held for as long as userspace takes to provide a page.
  *  - kvm->srcu: held by a refresh from the lookup of memslots until the area is
@@ -154,7 +159,10 @@ static void gpc_unbind(struct gpc_area *area)
 	area->bound = false;
 }
 
-/* Let invalidations find the area, from before its pages are looked up. */
+/*
+ * Let invalidations find the area, from before its pages are looked up.  Return
+ * -EINPROGRESS if a memslot is about to be moved or deleted.
+ */
 static int gpc_bind(struct gpc_area *area)
 {
 	gfn_t gfn = gpa_to_gfn(area->gpa), end = gfn + area->nr_pages;
@@ -178,7 +186,7 @@ static int gpc_bind(struct gpc_area *area)
 
 		if (!slot || slot->flags & (KVM_MEMSLOT_INVALID | KVM_MEM_READONLY)) {
 			gpc_unbind(area);
-			return -ENOENT;
+			return slot && slot->flags & KVM_MEMSLOT_INVALID ? -EINPROGRESS : -ENOENT;
 		}
 
 		nr = min(end, slot->base_gfn + slot->npages) - gfn;
@@ -382,29 +390,87 @@ static void gpc_invalidate(struct gpc_area *area)
 	}
 }
 
+/* The vCPUs that an invalidation makes leave guest mode: none, one, or all. */
+struct gpc_kick {
+	struct kvm_vcpu *vcpu;
+	bool all;
+};
+
+static noinline void gpc_make_request(struct gfn_to_pfn_cache *gpc, struct gpc_kick *kick)
+{
+	WRITE_ONCE(gpc->hpa_valid, false);
+	__kvm_make_request(gpc->req, gpc->vcpu);
+	if (!(gpc->req & KVM_REQUEST_NO_WAKEUP))
+		kvm_vcpu_wake_up(gpc->vcpu);
+
+	kick->all |= kick->vcpu && kick->vcpu != gpc->vcpu;
+	kick->vcpu = gpc->vcpu;
+}
+
+/*
+ * Invalidate @area for its readers and for the hardware that uses it.  The
+ * hardware may still use an area that is unmapped already, if an earlier
+ * invalidation hasn't finished waiting for the vCPU.
+ */
+static void gpc_invalidate_used(struct gpc_area *area, struct gpc_kick *kick)
+{
+	struct gfn_to_pfn_cache *gpc = area->gpc;
+
+	gpc_invalidate(area);
+
+	if (gpc->area == area && smp_load_acquire(&gpc->used))	/* K, matches J */
+		gpc_make_request(gpc, kick);
+}
+
+static noinline void gpc_kick_vcpu(struct kvm_vcpu *vcpu)
+{
+	DECLARE_BITMAP(vcpus, KVM_MAX_VCPUS) = {};
+
+	__set_bit(vcpu->vcpu_idx, vcpus);
+	kvm_make_vcpus_request_mask(vcpu->kvm, KVM_REQ_OUTSIDE_GUEST_MODE, vcpus);
+}
+
+/*
+ * Wait until the vCPUs have left guest mode.  Don't hold kvm->gpc_lock, for
+ * which other invalidations spin, as an interrupt may take long to arrive at a
+ * CPU that is virtual itself.
+ */
+static void gpc_kick_vcpus(struct kvm *kvm, const struct gpc_kick *kick)
+{
+	/* H, matches G */
+	if (kick->all)
+		kvm_make_all_cpus_request(kvm, KVM_REQ_OUTSIDE_GUEST_MODE);
+	else if (kick->vcpu)
+		gpc_kick_vcpu(kick->vcpu);
+}
+
 static __always_inline void gpc_invalidate_ranges(struct kvm *kvm, enum kvm_gpc_by by,
-						  unsigned long first, unsigned long last)
+						  unsigned long first, unsigned long last,
+						  struct gpc_kick *kick)
 {
 	struct gpc_range *range;
 
 	gpc_for_each_range(range, kvm, by, first, last)
-		gpc_invalidate(range->area);
+		gpc_invalidate_used(range->area, kick);
 }
 
 static __always_inline void gpc_invalidate_start(struct kvm *kvm, enum kvm_gpc_by by,
 						 unsigned long first, unsigned long last)
 {
 	struct kvm_gpc_index *index = &kvm->gpc_index[by];
+	struct gpc_kick kick = {};
 
-	guard(spinlock)(&kvm->gpc_lock);
+	scoped_guard(spinlock, &kvm->gpc_lock) {
+		/* A notifier can neither fail nor sleep. */
+		if (index->nr < ARRAY_SIZE(index->range))
+			index->range[index->nr++] = (struct kvm_gpc_range){ first, last };
+		else
+			index->nr_anywhere++;
 
-	/* A notifier can neither fail nor sleep. */
-	if (index->nr < ARRAY_SIZE(index->range))
-		index->range[index->nr++] = (struct kvm_gpc_range){ first, last };
-	else
-		index->nr_anywhere++;
+		gpc_invalidate_ranges(kvm, by, first, last, &kick);
+	}
 
-	gpc_invalidate_ranges(kvm, by, first, last);
+	gpc_kick_vcpus(kvm, &kick);
 }
 
 static __always_inline void gpc_forget_invalidation(struct kvm *kvm, enum kvm_gpc_by by,
@@ -488,10 +554,14 @@ void kvm_gpc_invalidate_gfn_end(struct kvm *kvm, gfn_t start, gfn_t end)
 /* The mm is being destroyed, i.e. all of its pages are about to be freed. */
 void kvm_gpc_invalidate_all(struct kvm *kvm)
 {
-	guard(spinlock)(&kvm->gpc_lock);
+	struct gpc_kick kick = {};
 
-	gpc_invalidate_ranges(kvm, KVM_GPC_BY_HVA, 0, ULONG_MAX);
-	gpc_invalidate_ranges(kvm, KVM_GPC_BY_GFN, 0, ULONG_MAX);
+	scoped_guard(spinlock, &kvm->gpc_lock) {
+		gpc_invalidate_ranges(kvm, KVM_GPC_BY_HVA, 0, ULONG_MAX, &kick);
+		gpc_invalidate_ranges(kvm, KVM_GPC_BY_GFN, 0, ULONG_MAX, &kick);
+	}
+
+	gpc_kick_vcpus(kvm, &kick);
 }
 
 /*
@@ -507,23 +577,29 @@ void kvm_gpc_invalidate_memslot(struct kvm *kvm, struct kvm_memory_slot *slot)
 	enum kvm_gpc_by by = in_gmem ? KVM_GPC_BY_GFN : KVM_GPC_BY_HVA;
 	unsigned long first = in_gmem ? slot->base_gfn : slot->userspace_addr;
 	unsigned long len = in_gmem ? slot->npages : slot->npages << PAGE_SHIFT;
+	struct gpc_kick kick = {};
 	struct gpc_range *range;
 
 	lockdep_assert_held(&kvm->slots_lock);
 
-	guard(spinlock)(&kvm->gpc_lock);
-
-	gpc_for_each_range(range, kvm, by, first, first + len - 1) {
-		if (range->area->bound && range->memslot == slot) {
-			gpc_invalidate(range->area);
-			range->area->bound = false;
+	scoped_guard(spinlock, &kvm->gpc_lock) {
+		gpc_for_each_range(range, kvm, by, first, first + len - 1) {
+			if (range->area->bound && range->memslot == slot) {
+				gpc_invalidate_used(range->area, &kick);
+				range->area->bound = false;
+			}
 		}
 	}
+
+	gpc_kick_vcpus(kvm, &kick);
 }
 
 /* Afterwards, @area has no readers, and invalidations do not find it. */
 static void gpc_retire(struct gpc_area *area)
 {
+	/* Nothing would make the hardware leave the area. */
+	WARN_ON_ONCE(area->gpc->area == area && area->gpc->used);
+
 	gpc_invalidate(area);
 	gpc_unbind(area);
 }
@@ -907,6 +983,15 @@ static int gpc_refresh(struct gfn_to_pfn_cache *gpc)
 	return ret;
 }
 
+/*
+ * Only kvm_gpc_use() waits until a memslot has been moved or deleted.  For
+ * other users, it is gone already.
+ */
+static int gpc_no_memslot(int error)
+{
+	return error == -EINPROGRESS ? -ENOENT : error;
+}
+
 static int gpc_activate(struct gfn_to_pfn_cache *gpc, gpa_t gpa, unsigned long uhva,
 			unsigned long len)
 {
@@ -945,6 +1030,157 @@ static int gpc_activate(struct gfn_to_pfn_cache *gpc, gpa_t gpa, unsigned long u
 }
 
 /*
+ * Guest use
+ * =========
+ *
+ * The hardware that runs gpc->vcpu has the physical address of the area, and
+ * isn't on any stack of readers.  gpc->used says that it may have the address.
+ * An invalidation waits until the vCPU has left guest mode, and leaves a
+ * request, without which the vCPU would enter guest mode with the old address.
+ *
+ *	vCPU					invalidation
+ *
+ *	held[nr] = gpc				gpc->khva = NULL
+ *	smp_mb()		(A)		smp_mb()		(B)
+ *	if (gpc->khva)				wait for readers	(D)
+ *		used = true			if (used)		(K)
+ *		hpa = the address			set request
+ *	held[nr] = NULL		(C)		smp_mb()		(H)
+ *						if (mode != OUTSIDE)
+ *	give hpa to the hardware			IPI, wait
+ *	mode = IN_GUEST_MODE			the page may go
+ *	smp_mb()		(G)
+ *	if (!request)
+ *		hardware uses hpa
+ *	mode = OUTSIDE_GUEST_MODE
+ *	...
+ *	used = false		(J)
+ *
+ * A and B, C and D: the vCPU takes the address as a reader, so either it finds
+ * gpc->khva cleared, or the invalidation finds gpc->used set.
+ *
+ * G and H: at least one side sees the store of the other.  Either the vCPU
+ * finds the request, or the invalidation finds the vCPU in guest mode and waits
+ * until it has handled an interrupt, i.e. until the hardware is done.  G is in
+ * vcpu_enter_guest(), H in kvm_vcpu_exiting_guest_mode().
+ *
+ * J matches K, release and acquire: if the invalidation finds gpc->used
+ * cleared, the hardware is done.
+ *
+ * The request stays until the vCPU calls kvm_gpc_use() again.  The vCPU clears
+ * the request first, so that an invalidation after that call sets it anew.
+ * gpc->hpa_valid is cleared before the request is set, so the vCPU doesn't take
+ * gpc->hpa for valid once it has seen the request.
+ *
+ * An invalidation that finds the area unmapped by another one makes the request
+ * and waits nevertheless, as the other one may still be waiting.
+ */
+
+/* The physical address of a mapped area. */
+static hpa_t gpc_hpa(const struct gpc_area *area, void *khva)
+{
+	if (area->map)
+		return pfn_to_hpa(area->map->pfn) + offset_in_page(khva);
+
+	return virt_to_phys(khva);
+}
+
+static int gpc_try_use(struct gfn_to_pfn_cache *gpc, gpa_t gpa, unsigned long len)
+{
+	bool is_bound = kvm_gpc_gpa(gpc) == gpa && kvm_gpc_len(gpc) == len;
+	void *khva;
+	int ret;
+
+	ret = is_bound ? gpc_refresh(gpc) : gpc_activate(gpc, gpa, 0, len);
+	if (ret)
+		return ret;
+
+	/* The area may have been invalidated again. */
+	khva = gpc_enter(gpc);
+	if (!khva)
+		return -EAGAIN;
+
+	WRITE_ONCE(gpc->used, true);
+	gpc->used_gpa = gpa;
+	gpc->hpa = gpc_hpa(gpc->area, khva);
+	WRITE_ONCE(gpc->hpa_valid, true);
+
+	gpc_leave(gpc);
+	return 0;
+}
+
+/* A change of memslots that is under way holds slots_lock, and waits for srcu. */
+int kvm_vcpu_wait_for_memslots(struct kvm_vcpu *vcpu)
+{
+	int ret;
+
+	might_sleep();
+	lockdep_assert(srcu_read_lock_held(&vcpu->kvm->srcu));
+
+	kvm_vcpu_srcu_read_unlock(vcpu);
+
+	ret = mutex_lock_killable(&vcpu->kvm->slots_lock);
+	if (!ret)
+		mutex_unlock(&vcpu->kvm->slots_lock);
+
+	kvm_vcpu_srcu_read_lock(vcpu);
+	return ret;
+}
+EXPORT_SYMBOL_FOR_KVM_INTERNAL(kvm_vcpu_wait_for_memslots);
+
+static int gpc_use(struct gfn_to_pfn_cache *gpc, gpa_t gpa, unsigned long len)
+{
+	int ret;
+
+	do {
+		ret = gpc_try_use(gpc, gpa, len);
+
+		/* Userspace doesn't see that state of the memslot. */
+		if (ret == -EINPROGRESS)
+			ret = kvm_vcpu_wait_for_memslots(gpc->vcpu) ?: -EAGAIN;
+	} while (ret == -EAGAIN && !gpc_signal_pending(gpc));
+
+	return ret == -EAGAIN ? -EINTR : ret;
+}
+
+int __kvm_gpc_use(struct gfn_to_pfn_cache *gpc, gpa_t gpa, unsigned long len, hpa_t *hpa)
+{
+	int ret;
+
+	might_sleep();
+	lockdep_assert_held(&gpc->vcpu->mutex);
+	lockdep_assert(srcu_read_lock_held(&gpc->kvm->srcu));
+
+	/*
+	 * The vCPU isn't in guest mode, and doesn't enter it with the old
+	 * address.  In particular, it needs no request when it replaces the
+	 * area itself.
+	 */
+	kvm_gpc_unuse(gpc);
+
+	if (WARN_ON_ONCE(kvm_is_error_gpa(gpa)) || offset_in_page(gpa) + len > PAGE_SIZE)
+		ret = -EINVAL;
+	else
+		ret = gpc_use(gpc, gpa, len);
+
+	/* The area that the cache still is bound to may be another one. */
+	if (ret)
+		kvm_gpc_deactivate(gpc);
+	else
+		*hpa = gpc->hpa;
+
+	return ret;
+}
+EXPORT_SYMBOL_FOR_KVM_INTERNAL(__kvm_gpc_use);
+
+void kvm_gpc_unuse(struct gfn_to_pfn_cache *gpc)
+{
+	WRITE_ONCE(gpc->hpa_valid, false);
+	smp_store_release(&gpc->used, false);			/* J, matches K */
+}
+EXPORT_SYMBOL_FOR_KVM_INTERNAL(kvm_gpc_unuse);
+
+/*
  * Interface
  * =========
  */
@@ -957,7 +1193,7 @@ static noinline void *__kvm_gpc_lock(struct gfn_to_pfn_cache *gpc)
 	do {
 		ret = gpc_refresh(gpc);
 		if (ret)
-			return ERR_PTR(ret);
+			return ERR_PTR(gpc_no_memslot(ret));
 
 		khva = gpc_enter(gpc);
 		if (khva)
@@ -1025,6 +1261,40 @@ void kvm_gpc_unlock_dirty(struct gfn_to_pfn_cache *gpc)
 }
 EXPORT_SYMBOL_FOR_KVM_INTERNAL(kvm_gpc_unlock_dirty);
 
+void kvm_gpc_assert_usable(struct gfn_to_pfn_cache *gpc)
+{
+	if (!IS_ENABLED(CONFIG_PROVE_LOCKING) || IS_ENABLED(CONFIG_PREEMPT_RT))
+		return;
+
+	if (!gpc->used || READ_ONCE(gpc->hpa_valid))
+		return;
+
+	/* An invalidation makes the request before it drops the lock. */
+	guard(spinlock)(&gpc->kvm->gpc_lock);
+	WARN_ON_ONCE(!kvm_test_request(gpc->req, gpc->vcpu));
+}
+EXPORT_SYMBOL_FOR_KVM_INTERNAL(kvm_gpc_assert_usable);
+
+/*
+ * An invalidation doesn't wait until the vCPU has called this, and can't mark
+ * the page itself, as the dirty ring is the vCPU's.
+ */
+void kvm_gpc_mark_used_dirty(struct gfn_to_pfn_cache *gpc)
+{
+	lockdep_assert_held(&gpc->vcpu->mutex);
+	lockdep_assert(srcu_read_lock_held(&gpc->kvm->srcu));
+
+	if (!gpc->used || !atomic_read(&gpc->kvm->nr_memslots_dirty_logging))
+		return;
+
+	/* Look up the memslot only if the area doesn't have it any more. */
+	if (gpc_enter(gpc))
+		kvm_gpc_unlock_dirty(gpc);
+	else
+		mark_page_dirty(gpc->kvm, gpa_to_gfn(gpc->used_gpa));
+}
+EXPORT_SYMBOL_FOR_KVM_INTERNAL(kvm_gpc_mark_used_dirty);
+
 void kvm_gpc_init(struct gfn_to_pfn_cache *gpc, struct kvm *kvm)
 {
 	mutex_init(&gpc->refresh_lock);
@@ -1037,6 +1307,17 @@ void kvm_gpc_init_killable(struct gfn_to_pfn_cache *gpc, struct kvm *kvm)
 	gpc->killable = true;
 }
 EXPORT_SYMBOL_FOR_KVM_INTERNAL(kvm_gpc_init_killable);
+
+void kvm_gpc_init_vcpu(struct gfn_to_pfn_cache *gpc, struct kvm_vcpu *vcpu, unsigned int req)
+{
+	/* A request that isn't recorded doesn't keep the vCPU from entering. */
+	WARN_ON_ONCE(req & KVM_REQUEST_NO_ACTION);
+
+	kvm_gpc_init(gpc, vcpu->kvm);
+	gpc->vcpu = vcpu;
+	gpc->req = req;
+}
+EXPORT_SYMBOL_FOR_KVM_INTERNAL(kvm_gpc_init_vcpu);
 
 gpa_t kvm_gpc_gpa(const struct gfn_to_pfn_cache *gpc)
 {
@@ -1062,7 +1343,7 @@ int kvm_gpc_activate(struct gfn_to_pfn_cache *gpc, gpa_t gpa, unsigned long len)
 	if (WARN_ON_ONCE(kvm_is_error_gpa(gpa)))
 		return -EINVAL;
 
-	return gpc_activate(gpc, gpa, 0, len);
+	return gpc_no_memslot(gpc_activate(gpc, gpa, 0, len));
 }
 EXPORT_SYMBOL_FOR_KVM_INTERNAL(kvm_gpc_activate);
 

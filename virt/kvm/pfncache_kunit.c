@@ -44,6 +44,10 @@
 #define GPC_TEST_MAX_DELAY	4096
 #define GPC_TEST_LINES		24
 #define GPC_TEST_COLD		SZ_1M
+/* Nothing handles this request. */
+#define GPC_TEST_REQ		KVM_ARCH_REQ(0)
+/* How long a kick takes to make the vCPU leave guest mode, in milliseconds. */
+#define GPC_TEST_KICK_MS	50
 
 struct gpc_test {
 	struct kvm *kvm;
@@ -76,6 +80,18 @@ struct gpc_test {
 	gpa_t scattered;
 	struct hrtimer timer;
 	bool timer_fired;
+	struct kvm_vcpu *vcpu;
+	bool unused;
+	hpa_t hpa;
+	bool in_guest;
+	bool kicked;
+	bool timed_out;
+	unsigned int uses_of_gone;
+	struct completion vcpu_done;
+	struct work_struct move_memslot;
+	struct rcu_head rcu;
+	struct completion memslots_locked;
+	struct completion srcu_dropped;
 };
 
 /* Stubs of functions that fail. */
@@ -249,6 +265,7 @@ static void gpc_test_exit(struct kunit *test)
 	if (!t)
 		return;
 
+	kvm_gpc_unuse(&t->gpc);
 	kvm_gpc_deactivate(&t->gpc);
 	kvm_gpc_deactivate(&t->gpc2);
 	vfree(t->cold);
@@ -1590,6 +1607,7 @@ static int gpc_test_read_each_round(void *data)
 static int gpc_test_invalidate_round(struct gpc_test *t)
 {
 	int error = gpc_test_lock_error(&t->gpc);
+	struct gpc_kick kick = {};
 	int i = t->delay;
 
 	if (error)
@@ -1600,7 +1618,8 @@ static int gpc_test_invalidate_round(struct gpc_test *t)
 		barrier();
 	scoped_guard(spinlock, &t->kvm->gpc_lock) {
 		gpc_test_write_cold(t, &t->cold_inv);
-		gpc_invalidate_ranges(t->kvm, KVM_GPC_BY_HVA, t->uaddr, t->uaddr + PAGE_SIZE - 1);
+		gpc_invalidate_ranges(t->kvm, KVM_GPC_BY_HVA, t->uaddr, t->uaddr + PAGE_SIZE - 1,
+				      &kick);
 	}
 	WRITE_ONCE(t->gone, true);
 	gpc_test_spin_until(&t->round_done, t->round);
@@ -1682,6 +1701,666 @@ static void gpc_test_dirty(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, *bitmap, 0);
 }
 
+/*
+ * Guest use: t->gpc is used by the hardware of a vCPU.
+ */
+
+static void gpc_test_init_vcpu(struct kunit *test)
+{
+	struct gpc_test *t = test->priv;
+
+	/* The vendor's module sets up what KVM's IPIs need. */
+	if (!kvm_x86_ops.enable_virtualization_cpu)
+		kunit_skip(test, "needs virtualization");
+
+	t->vcpu = kunit_kzalloc(test, sizeof(*t->vcpu), GFP_KERNEL);
+	KUNIT_ASSERT_NOT_NULL(test, t->vcpu);
+	t->vcpu->kvm = t->kvm;
+	t->vcpu->cpu = -1;
+	mutex_init(&t->vcpu->mutex);
+	rcuwait_init(&t->vcpu->wait);
+
+	/* A single entry needs no memory. */
+	xa_init(&t->kvm->vcpu_array);
+	xa_store(&t->kvm->vcpu_array, 0, t->vcpu, GFP_KERNEL);
+	atomic_set(&t->kvm->online_vcpus, 1);
+
+	kvm_gpc_init_vcpu(&t->gpc, t->vcpu, GPC_TEST_REQ);
+}
+
+/* As the vCPU does, outside guest mode. */
+static void gpc_test_vcpu_begin(struct gpc_test *t)
+{
+	mutex_lock(&t->vcpu->mutex);
+	kvm_vcpu_srcu_read_lock(t->vcpu);
+}
+
+static void gpc_test_vcpu_end(struct gpc_test *t)
+{
+	kvm_vcpu_srcu_read_unlock(t->vcpu);
+	mutex_unlock(&t->vcpu->mutex);
+}
+
+static int gpc_test_use_at(struct gpc_test *t, gpa_t gpa, unsigned long len)
+{
+	int error;
+
+	gpc_test_vcpu_begin(t);
+	error = kvm_gpc_use(&t->gpc, gpa, len, &t->hpa);
+	gpc_test_vcpu_end(t);
+	return error;
+}
+
+static void gpc_test_mark_used_dirty(struct gpc_test *t)
+{
+	gpc_test_vcpu_begin(t);
+	kvm_gpc_mark_used_dirty(&t->gpc);
+	gpc_test_vcpu_end(t);
+}
+
+static bool gpc_test_request(struct gpc_test *t)
+{
+	return kvm_test_request(GPC_TEST_REQ, t->vcpu);
+}
+
+static void gpc_test_init_used(struct kunit *test)
+{
+	struct gpc_test *t = test->priv;
+
+	gpc_test_init_vcpu(test);
+	KUNIT_ASSERT_EQ(test, gpc_test_use_at(t, GPC_GPA, GPC_LEN), 0);
+}
+
+/* The physical address of what userspace has mapped at @gpa. */
+static hpa_t gpc_test_hpa(struct kunit *test, gpa_t gpa)
+{
+	struct gpc_test *t = test->priv;
+	struct page *page;
+	hpa_t hpa;
+
+	KUNIT_ASSERT_EQ(test, get_user_pages_fast((unsigned long)gpc_test_uptr(t, gpa), 1,
+						  FOLL_WRITE, &page), 1);
+	hpa = page_to_phys(page) + offset_in_page(gpa);
+	put_page(page);
+	return hpa;
+}
+
+/* Map another page at the first page's address, without notice. */
+static int gpc_test_replace_page(struct gpc_test *t)
+{
+	struct page *page;
+	unsigned long uaddr;
+	int error;
+
+	/* The old page isn't freed until the new one is there. */
+	if (get_user_pages_fast(t->uaddr, 1, FOLL_WRITE, &page) != 1)
+		return -EFAULT;
+
+	vm_munmap(t->uaddr, PAGE_SIZE);
+	uaddr = vm_mmap(NULL, t->uaddr, PAGE_SIZE, PROT_READ | PROT_WRITE,
+			MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, 0);
+	error = uaddr == t->uaddr ? put_user(0, (u8 __user *)uaddr) : -ENOMEM;
+	put_page(page);
+	return error;
+}
+
+/* The address is that of the area's first byte, in each page of the VM. */
+static void gpc_test_guest_use_hpa_offset(struct kunit *test)
+{
+	static const unsigned long offsets[] = { 0, 8, PAGE_SIZE - GPC_LEN };
+	struct gpc_test *t = test->priv;
+	gpa_t gpa;
+	int i, j;
+
+	gpc_test_init_vcpu(test);
+
+	for (i = 0; i < 2 * GPC_PAGES; i++) {
+		for (j = 0; j < ARRAY_SIZE(offsets); j++) {
+			gpa = GPC_GPA + i * PAGE_SIZE + offsets[j];
+			KUNIT_ASSERT_EQ(test, gpc_test_use_at(t, gpa, GPC_LEN), 0);
+			KUNIT_EXPECT_EQ(test, t->hpa, gpc_test_hpa(test, gpa));
+			gpc_test_expect_bytes(test, gpa, GPC_LEN);
+		}
+	}
+
+	KUNIT_EXPECT_EQ(test, gpc_test_use_at(t, GPC_GPA, PAGE_SIZE), 0);
+	KUNIT_EXPECT_EQ(test, t->hpa, gpc_test_hpa(test, GPC_GPA));
+	KUNIT_EXPECT_FALSE(test, gpc_test_request(t));
+}
+
+static void gpc_test_guest_use_errors(struct kunit *test)
+{
+	struct gpc_test *t = test->priv;
+	hpa_t hpa;
+
+	gpc_test_init_used(test);
+	hpa = t->hpa;
+	KUNIT_EXPECT_EQ(test, gpc_test_use_at(t, GPC_GPA, 0), -EINVAL);
+	KUNIT_EXPECT_EQ(test, gpc_test_use_at(t, GPC_GPA + 1, PAGE_SIZE), -EINVAL);
+	KUNIT_EXPECT_EQ(test, gpc_test_use_at(t, GPC_GPA + 1, -1ul), -EINVAL);
+	KUNIT_EXPECT_EQ(test, gpc_test_use_at(t, GPC_NO_GPA, GPC_LEN), -ENOENT);
+	KUNIT_EXPECT_EQ(test, t->hpa, hpa);
+
+	/* The area isn't in use any more, nor is the cache bound to it. */
+	gpc_test_invalidate(t);
+	KUNIT_EXPECT_FALSE(test, gpc_test_request(t));
+	KUNIT_EXPECT_FALSE(test, kvm_gpc_is_active(&t->gpc));
+	KUNIT_EXPECT_EQ(test, gpc_test_use_at(t, GPC_GPA, GPC_LEN), 0);
+	KUNIT_EXPECT_EQ(test, t->hpa, hpa);
+}
+
+/* An invalidation makes the request, and the new page is used afterwards. */
+static void gpc_test_guest_use_request(struct kunit *test)
+{
+	struct gpc_test *t = test->priv;
+	hpa_t old;
+
+	gpc_test_init_used(test);
+	KUNIT_EXPECT_FALSE(test, gpc_test_request(t));
+
+	old = t->hpa;
+	KUNIT_ASSERT_EQ(test, gpc_test_replace_page(t), 0);
+	gpc_test_invalidate(t);
+	KUNIT_EXPECT_TRUE(test, kvm_check_request(GPC_TEST_REQ, t->vcpu));
+
+	KUNIT_ASSERT_EQ(test, gpc_test_use_at(t, GPC_GPA, GPC_LEN), 0);
+	KUNIT_EXPECT_NE(test, t->hpa, old);
+	KUNIT_EXPECT_EQ(test, t->hpa, gpc_test_hpa(test, GPC_GPA));
+	KUNIT_EXPECT_FALSE(test, gpc_test_request(t));
+
+	/* Each invalidation does. */
+	gpc_test_invalidate(t);
+	KUNIT_EXPECT_TRUE(test, gpc_test_request(t));
+}
+
+/* KVM itself maps the new page first. */
+static void gpc_test_guest_use_after_lock(struct kunit *test)
+{
+	struct gpc_test *t = test->priv;
+
+	gpc_test_init_used(test);
+	KUNIT_ASSERT_EQ(test, gpc_test_replace_page(t), 0);
+	gpc_test_invalidate(t);
+	gpc_test_expect_area(test, &t->gpc, GPC_GPA);
+	KUNIT_EXPECT_TRUE(test, gpc_test_request(t));
+
+	KUNIT_ASSERT_EQ(test, gpc_test_use_at(t, GPC_GPA, GPC_LEN), 0);
+	KUNIT_EXPECT_EQ(test, t->hpa, gpc_test_hpa(test, GPC_GPA));
+}
+
+/* The vCPU, which replaces the area itself, needs no request. */
+static void gpc_test_guest_use_own_activation_makes_no_request(struct kunit *test)
+{
+	struct gpc_test *t = test->priv;
+
+	gpc_test_init_used(test);
+	KUNIT_ASSERT_EQ(test, gpc_test_use_at(t, GPC_GPA2, GPC_LEN), 0);
+	KUNIT_EXPECT_EQ(test, t->hpa, gpc_test_hpa(test, GPC_GPA2));
+	KUNIT_EXPECT_FALSE(test, gpc_test_request(t));
+
+	/* The old area doesn't concern it any more. */
+	gpc_test_invalidate(t);
+	KUNIT_EXPECT_FALSE(test, gpc_test_request(t));
+
+	kvm_gpc_unuse(&t->gpc);
+	kvm_gpc_deactivate(&t->gpc);
+	KUNIT_EXPECT_FALSE(test, gpc_test_request(t));
+}
+
+/* With a fatal signal pending, a lock that is held can't be waited for. */
+static void gpc_test_guest_use_same_gpa_no_lock(struct kunit *test)
+{
+	struct gpc_test *t = test->priv;
+	hpa_t hpa;
+	int error;
+
+	gpc_test_init_used(test);
+	hpa = t->hpa;
+	t->hpa = 0;
+
+	gpc_test_vcpu_begin(t);
+	mutex_lock(&t->gpc.refresh_lock);
+	gpc_test_set_killed(true);
+	error = kvm_gpc_use(&t->gpc, GPC_GPA, GPC_LEN, &t->hpa);
+	gpc_test_set_killed(false);
+	mutex_unlock(&t->gpc.refresh_lock);
+	gpc_test_vcpu_end(t);
+
+	KUNIT_EXPECT_EQ(test, error, 0);
+	KUNIT_EXPECT_EQ(test, t->hpa, hpa);
+}
+
+static int gpc_lookup_and_replace(const struct gpc_range *range, kvm_pfn_t *pfn,
+				  struct page **page)
+{
+	struct gpc_test *t = kunit_get_current_test()->priv;
+	int ret = gpc_lookup_unstubbed(range, pfn, page, gpc_lookup_and_replace);
+
+	if (!ret && !t->lookups++) {
+		ret = gpc_test_replace_page(t);
+		gpc_test_invalidate(t);
+	}
+
+	return ret;
+}
+
+/*
+ * The page is replaced while the area is refreshed.  The vCPU doesn't have the
+ * address yet, so it needs no request.
+ */
+static void gpc_test_guest_use_request_during_refresh(struct kunit *test)
+{
+	struct gpc_test *t = test->priv;
+	int error;
+
+	gpc_test_init_used(test);
+	gpc_test_invalidate(t);
+	KUNIT_EXPECT_TRUE(test, kvm_check_request(GPC_TEST_REQ, t->vcpu));
+
+	kunit_activate_static_stub(test, gpc_lookup_range, gpc_lookup_and_replace);
+	error = gpc_test_use_at(t, GPC_GPA, GPC_LEN);
+	kunit_deactivate_static_stub(test, gpc_lookup_range);
+
+	KUNIT_ASSERT_EQ(test, error, 0);
+	KUNIT_EXPECT_EQ(test, t->lookups, 2);
+	KUNIT_EXPECT_EQ(test, t->hpa, gpc_test_hpa(test, GPC_GPA));
+	KUNIT_EXPECT_FALSE(test, gpc_test_request(t));
+
+	/* After the refresh, it does. */
+	gpc_test_invalidate(t);
+	KUNIT_EXPECT_TRUE(test, gpc_test_request(t));
+}
+
+static void gpc_test_guest_use_no_action_warns(struct kunit *test)
+{
+	struct gpc_test *t = test->priv;
+
+	gpc_test_init_vcpu(test);
+
+	kunit_warning_suppress(test) {
+		kvm_gpc_init_vcpu(&t->gpc2, t->vcpu, KVM_REQ_OUTSIDE_GUEST_MODE);
+		KUNIT_EXPECT_SUPPRESSED_WARNING_COUNT(test, 1);
+	}
+}
+
+/* A cache in use can neither be deactivated nor be bound to another area. */
+static void gpc_test_guest_use_retired_warns(struct kunit *test)
+{
+	struct gpc_test *t = test->priv;
+
+	gpc_test_init_used(test);
+
+	kunit_warning_suppress(test) {
+		KUNIT_EXPECT_EQ(test, kvm_gpc_activate(&t->gpc, GPC_GPA2, GPC_LEN), 0);
+		KUNIT_EXPECT_SUPPRESSED_WARNING_COUNT(test, 1);
+		kvm_gpc_deactivate(&t->gpc);
+		KUNIT_EXPECT_SUPPRESSED_WARNING_COUNT(test, 2);
+	}
+}
+
+/* The page is marked dirty, be the area mapped or not. */
+static void gpc_test_guest_use_dirty_after_invalidation(struct kunit *test)
+{
+	struct gpc_test *t = test->priv;
+	unsigned long *bitmap = &t->dirty_bitmap;
+
+	gpc_test_init_vcpu(test);
+	t->slot.flags = KVM_MEM_LOG_DIRTY_PAGES;
+	t->slot.dirty_bitmap = bitmap;
+	atomic_set(&t->kvm->nr_memslots_dirty_logging, 1);
+
+	gpc_test_mark_used_dirty(t);
+	KUNIT_ASSERT_EQ(test, gpc_test_use_at(t, GPC_GPA + PAGE_SIZE, GPC_LEN), 0);
+	KUNIT_EXPECT_EQ(test, *bitmap, 0);
+
+	gpc_test_mark_used_dirty(t);
+	KUNIT_EXPECT_EQ(test, *bitmap, BIT(1));
+
+	*bitmap = 0;
+	gpc_test_invalidate(t);
+	KUNIT_EXPECT_EQ(test, *bitmap, 0);
+	gpc_test_mark_used_dirty(t);
+	KUNIT_EXPECT_EQ(test, *bitmap, BIT(1));
+
+	/* Logging ends, and begins. */
+	*bitmap = 0;
+	t->slot.flags = 0;
+	gpc_test_set_memslot(t, true);
+	gpc_test_mark_used_dirty(t);
+	KUNIT_EXPECT_EQ(test, *bitmap, 0);
+	t->slot.flags = KVM_MEM_LOG_DIRTY_PAGES;
+	gpc_test_set_memslot(t, true);
+	gpc_test_mark_used_dirty(t);
+	KUNIT_EXPECT_EQ(test, *bitmap, BIT(1));
+
+	/* The memslot has been deleted. */
+	*bitmap = 0;
+	gpc_test_set_memslot(t, false);
+	gpc_test_mark_used_dirty(t);
+	KUNIT_EXPECT_EQ(test, *bitmap, 0);
+
+	gpc_test_set_memslot(t, true);
+	kvm_gpc_unuse(&t->gpc);
+	gpc_test_mark_used_dirty(t);
+	KUNIT_EXPECT_EQ(test, *bitmap, 0);
+}
+
+static void gpc_test_srcu_dropped(struct rcu_head *rcu)
+{
+	complete_all(&container_of(rcu, struct gpc_test, rcu)->srcu_dropped);
+}
+
+/*
+ * Like KVM_SET_USER_MEMORY_REGION: with slots_lock held, let a memslot be
+ * invalid, wait for kvm->srcu, and let it be valid again.
+ */
+static void gpc_test_move_memslot_fn(struct work_struct *work)
+{
+	struct gpc_test *t = container_of(work, struct gpc_test, move_memslot);
+
+	mutex_lock(&t->kvm->slots_lock);
+	t->slot.flags |= KVM_MEMSLOT_INVALID;
+	kvm_gpc_invalidate_memslot(t->kvm, &t->slot);
+	complete(&t->memslots_locked);
+
+	call_srcu(&t->kvm->srcu, &t->rcu, gpc_test_srcu_dropped);
+	t->timed_out = !wait_for_completion_timeout(&t->srcu_dropped, 10 * HZ);
+
+	/* Pairs with the end of the vCPU's wait for slots_lock. */
+	t->slot.flags &= ~KVM_MEMSLOT_INVALID;
+	mutex_unlock(&t->kvm->slots_lock);
+	wait_for_completion(&t->srcu_dropped);
+}
+
+/* The vCPU waits until a memslot has been moved, without kvm->srcu. */
+static void gpc_test_guest_use_memslot_is_moving(struct kunit *test)
+{
+	struct gpc_test *t = test->priv;
+	int error;
+
+	gpc_test_init_used(test);
+	INIT_WORK(&t->move_memslot, gpc_test_move_memslot_fn);
+	init_completion(&t->memslots_locked);
+	init_completion(&t->srcu_dropped);
+
+	gpc_test_vcpu_begin(t);
+	queue_work(system_dfl_wq, &t->move_memslot);
+	wait_for_completion(&t->memslots_locked);
+	error = kvm_gpc_use(&t->gpc, GPC_GPA, GPC_LEN, &t->hpa);
+	gpc_test_vcpu_end(t);
+	flush_work(&t->move_memslot);
+
+	KUNIT_EXPECT_EQ(test, error, 0);
+	KUNIT_EXPECT_FALSE(test, t->timed_out);
+	KUNIT_EXPECT_EQ(test, t->hpa, gpc_test_hpa(test, GPC_GPA));
+
+	/* For other users, the memslot is gone. */
+	t->slot.flags |= KVM_MEMSLOT_INVALID;
+	gpc_test_set_memslot(t, true);
+	KUNIT_EXPECT_EQ(test, gpc_test_lock_error(&t->gpc), -ENOENT);
+	KUNIT_EXPECT_EQ(test, kvm_gpc_activate(&t->gpc2, GPC_GPA, GPC_LEN), -ENOENT);
+}
+
+/*
+ * The hardware uses the page until it is kicked, and a while longer, but not
+ * when the page is gone.
+ */
+static void gpc_test_guest(struct gpc_test *t)
+{
+	ktime_t end = ktime_add_ms(ktime_get(), 10000);
+	u8 *p = phys_to_virt(t->hpa);
+
+	WRITE_ONCE(t->in_guest, true);
+	while (READ_ONCE(t->vcpu->mode) == IN_GUEST_MODE && !READ_ONCE(t->gone) &&
+	       ktime_before(ktime_get(), end))
+		cpu_relax();
+
+	t->kicked = READ_ONCE(t->vcpu->mode) == EXITING_GUEST_MODE;
+
+	end = ktime_add_ms(ktime_get(), GPC_TEST_KICK_MS);
+	while (!READ_ONCE(t->gone) && ktime_before(ktime_get(), end)) {
+		if (!t->unused)
+			WRITE_ONCE(*p, *p + 1);
+		cpu_relax();
+	}
+
+	t->uses_of_gone += READ_ONCE(t->gone);
+}
+
+/* Like vcpu_enter_guest(). */
+static void gpc_test_enter_guest(struct gpc_test *t)
+{
+	struct kvm_vcpu *vcpu = t->vcpu;
+
+	local_irq_disable();
+	vcpu->cpu = smp_processor_id();
+	WRITE_ONCE(vcpu->mode, IN_GUEST_MODE);
+	kvm_vcpu_srcu_read_unlock(vcpu);
+	smp_mb__after_srcu_read_unlock();			/* G, matches H */
+
+	if (!gpc_test_request(t))
+		gpc_test_guest(t);
+
+	smp_store_release(&vcpu->mode, OUTSIDE_GUEST_MODE);	/* J, matches K */
+	local_irq_enable();
+	kvm_vcpu_srcu_read_lock(vcpu);
+}
+
+static int gpc_test_vcpu(void *data)
+{
+	struct gpc_test *t = data;
+
+	kthread_use_mm(t->kvm->mm);
+	gpc_test_vcpu_begin(t);
+
+	if (t->unused)
+		t->locker_error = kvm_gpc_activate(&t->gpc, GPC_GPA, GPC_LEN);
+	else
+		t->locker_error = kvm_gpc_use(&t->gpc, GPC_GPA, GPC_LEN, &t->hpa);
+	if (!t->locker_error)
+		gpc_test_enter_guest(t);
+
+	gpc_test_vcpu_end(t);
+	kthread_unuse_mm(t->kvm->mm);
+	complete(&t->vcpu_done);
+	return 0;
+}
+
+/* Have the vCPU enter guest mode on another CPU. */
+static void gpc_test_start_vcpu(struct kunit *test)
+{
+	struct gpc_test *t = test->priv;
+	struct task_struct *task;
+	ktime_t end;
+
+	if (num_online_cpus() < 2)
+		kunit_skip(test, "needs two CPUs");
+
+	gpc_test_init_vcpu(test);
+	init_completion(&t->vcpu_done);
+	task = kthread_create(gpc_test_vcpu, t, "gpc_test_vcpu");
+	KUNIT_ASSERT_FALSE(test, IS_ERR(task));
+
+	set_cpus_allowed_ptr(current, cpumask_of(0));
+	kthread_bind(task, 1);
+	wake_up_process(task);
+
+	end = ktime_add_ms(ktime_get(), 10000);
+	while (!READ_ONCE(t->in_guest) && !completion_done(&t->vcpu_done) &&
+	       ktime_before(ktime_get(), end))
+		cond_resched();
+}
+
+/*
+ * The page is gone, and the vCPU leaves guest mode if it hasn't yet.  The kick
+ * has ordered all that the vCPU did before.
+ */
+static void gpc_test_stop_vcpu(struct kunit *test)
+{
+	struct gpc_test *t = test->priv;
+
+	WRITE_ONCE(t->gone, true);
+	wait_for_completion(&t->vcpu_done);
+	KUNIT_EXPECT_EQ(test, t->locker_error, 0);
+	KUNIT_EXPECT_TRUE(test, t->in_guest);
+}
+
+/* When @invalidate returns, the hardware has stopped using the page. */
+static void gpc_test_expect_waits(struct kunit *test, void (*invalidate)(struct gpc_test *t))
+{
+	struct gpc_test *t = test->priv;
+
+	gpc_test_start_vcpu(test);
+	invalidate(t);
+	gpc_test_stop_vcpu(test);
+
+	KUNIT_EXPECT_EQ(test, t->uses_of_gone, 0);
+	KUNIT_EXPECT_TRUE(test, gpc_test_request(t));
+}
+
+static void gpc_test_guest_use_kicks(struct kunit *test)
+{
+	struct gpc_test *t = test->priv;
+
+	gpc_test_start_vcpu(test);
+	gpc_test_invalidate(t);
+	gpc_test_stop_vcpu(test);
+	KUNIT_EXPECT_TRUE(test, t->kicked);
+}
+
+static void gpc_test_guest_use_waits(struct kunit *test)
+{
+	gpc_test_expect_waits(test, gpc_test_invalidate);
+}
+
+/* Like the OOM killer and process_mrelease(). */
+static void gpc_test_invalidate_nonblock(struct gpc_test *t)
+{
+	non_block_start();
+	gpc_test_invalidate(t);
+	non_block_end();
+}
+
+static void gpc_test_guest_use_waits_nonblock(struct kunit *test)
+{
+	gpc_test_expect_waits(test, gpc_test_invalidate_nonblock);
+}
+
+static void gpc_test_replace_memslot(struct gpc_test *t)
+{
+	gpc_test_set_memslot(t, true);
+}
+
+static void gpc_test_guest_use_memslot(struct kunit *test)
+{
+	gpc_test_expect_waits(test, gpc_test_replace_memslot);
+}
+
+static void gpc_test_release_mm(struct gpc_test *t)
+{
+	kvm_gpc_invalidate_all(t->kvm);
+}
+
+static void gpc_test_guest_use_mm_release(struct kunit *test)
+{
+	gpc_test_expect_waits(test, gpc_test_release_mm);
+}
+
+#ifdef CONFIG_KVM_GENERIC_MEMORY_ATTRIBUTES
+static void gpc_test_convert(struct gpc_test *t)
+{
+	gpc_test_set_private(t, GPC_GFN, true);
+}
+
+static void gpc_test_guest_use_becomes_private(struct kunit *test)
+{
+	struct gpc_test *t = test->priv;
+
+	gpc_test_use_private_mem(test);
+	gpc_test_expect_waits(test, gpc_test_convert);
+	KUNIT_EXPECT_EQ(test, gpc_test_use_at(t, GPC_GPA, GPC_LEN), -EACCES);
+	xa_destroy(&t->kvm->mem_attr_array);
+}
+#endif
+
+/* The first invalidation has not begun to wait for the vCPU. */
+static void gpc_test_invalidate_second(struct gpc_test *t)
+{
+	struct gpc_kick kick = {};
+
+	scoped_guard(spinlock, &t->kvm->gpc_lock)
+		gpc_invalidate_ranges(t->kvm, KVM_GPC_BY_HVA, t->uaddr, t->uaddr + PAGE_SIZE - 1,
+				      &kick);
+
+	gpc_test_invalidate(t);
+}
+
+static void gpc_test_guest_use_second_invalidation_waits(struct kunit *test)
+{
+	gpc_test_expect_waits(test, gpc_test_invalidate_second);
+}
+
+/* The vCPU has been kicked for another reason, without waiting for it. */
+static void gpc_test_invalidate_exiting(struct gpc_test *t)
+{
+	kvm_vcpu_exiting_guest_mode(t->vcpu);
+	gpc_test_invalidate(t);
+}
+
+static void gpc_test_guest_use_exiting_still_waits(struct kunit *test)
+{
+	gpc_test_expect_waits(test, gpc_test_invalidate_exiting);
+}
+
+/* The area is mapped, and the hardware doesn't use it. */
+static void gpc_test_guest_use_not_used_no_kick(struct kunit *test)
+{
+	struct gpc_test *t = test->priv;
+
+	t->unused = true;
+	gpc_test_start_vcpu(test);
+	gpc_test_invalidate(t);
+	gpc_test_stop_vcpu(test);
+
+	KUNIT_EXPECT_FALSE(test, t->kicked);
+	KUNIT_EXPECT_FALSE(test, gpc_test_request(t));
+}
+
+static int gpc_test_halted_vcpu(void *data)
+{
+	struct gpc_test *t = data;
+
+	prepare_to_rcuwait(&t->vcpu->wait);
+	do {
+		set_current_state(TASK_UNINTERRUPTIBLE);
+		if (gpc_test_request(t))
+			break;
+		t->timed_out = !schedule_timeout(10 * HZ);
+	} while (!t->timed_out);
+	finish_rcuwait(&t->vcpu->wait);
+
+	complete(&t->vcpu_done);
+	return 0;
+}
+
+/* A halted vCPU is woken. */
+static void gpc_test_guest_use_wakes(struct kunit *test)
+{
+	struct gpc_test *t = test->priv;
+	struct task_struct *task;
+
+	gpc_test_init_used(test);
+	init_completion(&t->vcpu_done);
+	task = kthread_run(gpc_test_halted_vcpu, t, "gpc_test_vcpu");
+	KUNIT_ASSERT_FALSE(test, IS_ERR(task));
+	while (!rcuwait_active(&t->vcpu->wait) || !READ_ONCE(task->__state))
+		cond_resched();
+
+	gpc_test_invalidate(t);
+	wait_for_completion(&t->vcpu_done);
+	KUNIT_EXPECT_FALSE(test, t->timed_out);
+}
+
 static struct kunit_case gpc_test_cases[] = {
 	KUNIT_CASE(gpc_test_shared_with_userspace),
 	KUNIT_CASE(gpc_test_where_it_is),
@@ -1724,6 +2403,29 @@ static struct kunit_case gpc_test_cases[] = {
 	KUNIT_CASE(gpc_test_invalidation_waits_nested),
 	KUNIT_CASE(gpc_test_reader_meets_invalidation),
 	KUNIT_CASE(gpc_test_dirty),
+	KUNIT_CASE(gpc_test_guest_use_hpa_offset),
+	KUNIT_CASE(gpc_test_guest_use_errors),
+	KUNIT_CASE(gpc_test_guest_use_request),
+	KUNIT_CASE(gpc_test_guest_use_after_lock),
+	KUNIT_CASE(gpc_test_guest_use_own_activation_makes_no_request),
+	KUNIT_CASE(gpc_test_guest_use_same_gpa_no_lock),
+	KUNIT_CASE(gpc_test_guest_use_request_during_refresh),
+	KUNIT_CASE(gpc_test_guest_use_no_action_warns),
+	KUNIT_CASE(gpc_test_guest_use_retired_warns),
+	KUNIT_CASE(gpc_test_guest_use_dirty_after_invalidation),
+	KUNIT_CASE(gpc_test_guest_use_memslot_is_moving),
+	KUNIT_CASE(gpc_test_guest_use_kicks),
+	KUNIT_CASE(gpc_test_guest_use_waits),
+	KUNIT_CASE(gpc_test_guest_use_waits_nonblock),
+	KUNIT_CASE(gpc_test_guest_use_memslot),
+	KUNIT_CASE(gpc_test_guest_use_mm_release),
+#ifdef CONFIG_KVM_GENERIC_MEMORY_ATTRIBUTES
+	KUNIT_CASE(gpc_test_guest_use_becomes_private),
+#endif
+	KUNIT_CASE(gpc_test_guest_use_second_invalidation_waits),
+	KUNIT_CASE(gpc_test_guest_use_exiting_still_waits),
+	KUNIT_CASE(gpc_test_guest_use_not_used_no_kick),
+	KUNIT_CASE(gpc_test_guest_use_wakes),
 	{}
 };
 

@@ -160,6 +160,7 @@ struct gpc_map *gpc_map(const kvm_pfn_t *pfn, struct page *const *page, unsigned
 		return ERR_PTR(ret);
 	}
 
+	map->pfn = pfn[0];
 	return map;
 }
 

@@ -13,11 +13,13 @@
  * struct gpc_map - page frames mapped outside the direct map
  * @node: links mappings that are to be unmapped
  * @addr: the kernel address of the first frame
+ * @pfn: the first frame
  * @is_memremapped: whether by memremap(), else by vmap() or vmap_pfn()
  */
 struct gpc_map {
 	struct llist_node node;
 	void *addr;
+	kvm_pfn_t pfn;
 	bool is_memremapped;
 };
 

@@ -507,6 +507,29 @@ TEST_F(nested_svm_pages, vmcb12_moves)
 	EXPECT_EQ(self->vmcb->control.exit_code, SVM_EXIT_VMMCALL);
 }
 
+/* State that is saved in L2, and restored in a VM whose vmcb12 is elsewhere. */
+TEST_F(nested_svm_pages, vmcb12_saved_in_l2)
+{
+	struct kvm_x86_state *state;
+	u8 copy[PAGE_SIZE];
+
+	start_l2(self->vcpu);
+	state = vcpu_save_state(self->vcpu);
+	kvm_vm_release(self->vm);
+
+	memcpy(copy, self->mem, PAGE_SIZE);
+	kvm_madvise(self->mem, PAGE_SIZE, MADV_DONTNEED);
+	memcpy(self->mem, copy, PAGE_SIZE);
+
+	self->vcpu = vm_recreate_with_one_vcpu(self->vm);
+	vm_set_user_memory_region(self->vm, SLOT, 0, VMCB_GPA, SIZE, self->mem);
+	vcpu_load_state(self->vcpu, state);
+	kvm_x86_state_cleanup(state);
+
+	EXPECT_EQ(run(self->vcpu), SVM_EXIT_VMMCALL);
+	EXPECT_EQ(self->vmcb->control.exit_code, SVM_EXIT_VMMCALL);
+}
+
 TEST_F(nested_svm_pages, vmcb12_no_memslot)
 {
 	start_l2(self->vcpu);

@@ -203,32 +203,42 @@ struct wall_clock {
 	u32 nsec;
 };
 
-/* Of two KVM clocks, half a second apart. */
-static struct wall_clock wall_clocks[2];
+/*
+ * At a place that the version gives: what was written, and what was seen first.
+ */
+#define WALL_CLOCKS	BIT(20)
+
+static struct wall_clock *wall_clocks_written;
+static struct wall_clock *wall_clocks_seen;
 
 static struct wall_clock *wall_clock_of(struct race *r)
 {
 	return (void *)r->shinfo + 0xc00;
 }
 
-static bool is_near(const struct wall_clock *a, const struct wall_clock *b)
+static bool same_wall_clock(const struct wall_clock *a, const struct wall_clock *b)
 {
-	s64 diff = ((s64)a->sec - b->sec) * NSEC_PER_SEC + a->nsec - b->nsec;
-
-	return diff > -NSEC_PER_SEC / 10 && diff < NSEC_PER_SEC / 10;
+	return a->version == b->version && a->sec == b->sec && a->nsec == b->nsec;
 }
 
 static void look_at_wall_clock(struct race *r)
 {
-	struct wall_clock *wc = wall_clock_of(r), seen;
+	struct wall_clock *wc = wall_clock_of(r), seen, *first;
 
 	seen.version = smp_load_acquire(&wc->version);
 	seen.sec = smp_load_acquire(&wc->sec);
 	seen.nsec = smp_load_acquire(&wc->nsec);
-	if (seen.version % 2)
+	if (seen.version % 2) {
 		r->half_done++;
-	else if (READ_ONCE(wc->version) == seen.version)
-		r->bad += !is_near(&seen, &wall_clocks[0]) && !is_near(&seen, &wall_clocks[1]);
+		return;
+	}
+	if (READ_ONCE(wc->version) != seen.version)
+		return;
+
+	first = &wall_clocks_seen[seen.version / 2 % WALL_CLOCKS];
+	if (!first->version)
+		*first = seen;
+	r->bad += !same_wall_clock(&seen, first);
 }
 
 static void *look_at_wall_clocks(void *arg)
@@ -243,31 +253,45 @@ static void *look_at_wall_clocks(void *arg)
 	return NULL;
 }
 
+/* Of one of two KVM clocks, half a second apart. */
 static void write_wall_clock(struct race *r, int which)
 {
 	struct kvm_clock_data clock = { .clock = now_ns() + which * (NSEC_PER_SEC / 2) };
+	struct wall_clock *wc = wall_clock_of(r);
 
 	vm_ioctl(r->vm, KVM_SET_CLOCK, &clock);
 	xen_set_long_mode(r->vm, true);
+	wall_clocks_written[wc->version / 2 % WALL_CLOCKS] = *wc;
 }
 
 TEST_F(xen_race, wall_clock)
 {
 	struct race *r = &self->r;
-	int i;
+	int times = 0, seen = 0, i;
 
-	for (i = 0; i < 2; i++) {
-		write_wall_clock(r, i);
-		wall_clocks[i] = *wall_clock_of(r);
-	}
+	wall_clocks_written = calloc(WALL_CLOCKS, sizeof(*wall_clocks_written));
+	wall_clocks_seen = calloc(WALL_CLOCKS, sizeof(*wall_clocks_seen));
+	TEST_ASSERT(wall_clocks_written && wall_clocks_seen, "-ENOMEM when allocating wall clocks");
 
+	write_wall_clock(r, 0);
 	start(r, look_at_wall_clocks, false);
-	for (i = 0; READ_ONCE(r->moments) < MOMENTS; i++)
-		write_wall_clock(r, i % 2);
+	while (READ_ONCE(r->moments) < MOMENTS && ++times < WALL_CLOCKS)
+		write_wall_clock(r, times % 2);
 	stop(r);
 
-	TH_LOG("%d times, %lu half done", i, r->half_done);
+	for (i = 0; i < WALL_CLOCKS; i++) {
+		if (!wall_clocks_seen[i].version)
+			continue;
+		seen++;
+		r->bad += !same_wall_clock(&wall_clocks_seen[i], &wall_clocks_written[i]);
+	}
+
+	free(wall_clocks_written);
+	free(wall_clocks_seen);
+
+	TH_LOG("%d times, %d of them seen, %lu half done", times, seen, r->half_done);
 	EXPECT_EQ(r->bad, 0);
+	EXPECT_LT(0, seen);
 	EXPECT_LT(0, r->half_done);
 }
 

@@ -1,0 +1,616 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * The enlightened VMCS, eVMCS, of an L1 hypervisor in memory that changes, and
+ * in memory of different kinds.  L1, L2 and the VMM must see the same memory,
+ * whatever the VMM does to it while L2 runs.
+ *
+ * For KVM_BARE_MEMORY, see nested_svm_pages_test.
+ */
+#include <fcntl.h>
+#include <linux/mempolicy.h>
+#include <sys/mman.h>
+
+#include "kvm_syscalls.h"
+#include "kvm_test_harness.h"
+#include "kvm_util.h"
+#include "processor.h"
+#include "test_task.h"
+#include "test_util.h"
+#include "uffd_page.h"
+
+#include "hyperv.h"
+#include "vmx.h"
+
+#define SLOT		10
+#define EVMCS_GPA	0xc0000000ULL
+/* Two eVMCSs. */
+#define NR_PAGES	2
+#define SIZE		(NR_PAGES * PAGE_SIZE)
+
+/* The VMM is called before L1 executes VMRESUME. */
+#define RESUME_PORT	0xe
+
+/* What the VMM is told. */
+enum { L1_READY, IN_L2, IN_L2_ELSEWHERE, FLUSHED, L1_EXIT, L1_READ };
+
+/* No exit reason. */
+#define UNTOUCHED	0xa5a5
+
+static void vmcall_from_l2(void)
+{
+	/* L1 does not preserve registers. */
+	asm volatile("push %%rbp\n\t"
+		     "vmcall\n\t"
+		     "pop %%rbp"
+		     : : "a"(0xdeadbeef), "c"(0xbeefdead)
+		     : "rbx", "rdx", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14",
+		       "r15", "memory");
+}
+
+static void l2_code(void)
+{
+	for (;;) {
+		GUEST_SYNC(IN_L2);
+		vmcall_from_l2();
+	}
+}
+
+static void l2_code_elsewhere(void)
+{
+	for (;;) {
+		GUEST_SYNC(IN_L2_ELSEWHERE);
+		vmcall_from_l2();
+	}
+}
+
+static void l2_code_with_flush(void)
+{
+	u64 status;
+
+	GUEST_SYNC(IN_L2);
+	__hyperv_hypercall(HVCALL_FLUSH_VIRTUAL_ADDRESS_SPACE | HV_HYPERCALL_FAST_BIT, 0,
+			   HV_FLUSH_ALL_VIRTUAL_ADDRESS_SPACES | HV_FLUSH_ALL_PROCESSORS, &status);
+	GUEST_SYNC(FLUSHED);
+}
+
+/* Enter L2 without access to the eVMCS after the VMM was called. */
+static void resume_after_call(void)
+{
+	current_evmcs->hv_clean_fields &= ~(HV_VMX_ENLIGHTENED_CLEAN_FIELD_HOST_GRP1 |
+					    HV_VMX_ENLIGHTENED_CLEAN_FIELD_HOST_POINTER);
+	asm volatile("push %%rbp\n\t"
+		     "mov %%rsp, (%0)\n\t"
+		     "lea 1f(%%rip), %%rax\n\t"
+		     "mov %%rax, (%1)\n\t"
+		     "out %%al, $" __stringify(RESUME_PORT) "\n\t"
+		     "vmresume\n\t"
+		     "ud2\n\t"
+		     "1: pop %%rbp"
+		     : : "b"(&current_evmcs->host_rsp), "c"(&current_evmcs->host_rip)
+		     : "rax", "rdx", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14",
+		       "r15", "memory", "cc");
+}
+
+static void l1_begin(struct vmx_pages *vmx, struct hyperv_test_pages *hv, void *l2)
+{
+	GUEST_ASSERT(load_evmcs(hv));
+	prepare_vmcs(vmx, l2);
+}
+
+static void l1_setup(struct vmx_pages *vmx, struct hyperv_test_pages *hv, u64 hcall_gpa)
+{
+	wrmsr(HV_X64_MSR_GUEST_OS_ID, HYPERV_LINUX_OS_ID);
+	wrmsr(HV_X64_MSR_HYPERCALL, hcall_gpa);
+	x2apic_enable();
+	enable_vp_assist(hv->vp_assist_gpa, hv->vp_assist);
+	evmcs_enable();
+	GUEST_ASSERT(prepare_for_vmx_operation(vmx));
+}
+
+static void l1_code(struct vmx_pages *vmx, struct hyperv_test_pages *hv, u64 hcall_gpa)
+{
+	l1_setup(vmx, hv, hcall_gpa);
+	l1_begin(vmx, hv, l2_code);
+	GUEST_SYNC(L1_READY);
+
+	GUEST_ASSERT(!vmlaunch());
+	for (;;) {
+		/* Before L1 writes to the eVMCS. */
+		GUEST_SYNC_ARGS(L1_EXIT, current_evmcs->vm_exit_reason, 0, 0, 0);
+		GUEST_ASSERT_EQ(current_evmcs->vm_exit_reason, EXIT_REASON_VMCALL);
+		current_evmcs->guest_rip += 3;
+		current_evmcs->vm_exit_reason = UNTOUCHED;
+		resume_after_call();
+	}
+}
+
+FIXTURE(nested_evmcs_pages) {
+	struct kvm_vcpu *vcpu;
+	struct kvm_vm *vm;
+	struct hv_enlightened_vmcs *evmcs;
+	struct hyperv_test_pages *hv;
+	u8 *mem;
+};
+
+FIXTURE_SETUP(nested_evmcs_pages)
+{
+	gva_t vmx_gva, hv_gva, hcall_gva;
+
+	self->vm = vm_create_with_one_vcpu(&self->vcpu, l1_code);
+	vcpu_set_hv_cpuid(self->vcpu);
+	vcpu_enable_evmcs(self->vcpu);
+
+	vcpu_alloc_vmx(self->vm, &vmx_gva);
+	self->hv = vcpu_alloc_hyperv_test_pages(self->vm, &hv_gva);
+	hcall_gva = vm_alloc_page(self->vm);
+	vcpu_args_set(self->vcpu, 3, vmx_gva, hv_gva, addr_gva2gpa(self->vm, hcall_gva));
+	vcpu_set_msr(self->vcpu, HV_X64_MSR_VP_INDEX, self->vcpu->id);
+
+	self->mem = kvm_mmap(SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+	self->evmcs = (void *)self->mem;
+	vm_set_user_memory_region(self->vm, SLOT, 0, EVMCS_GPA, SIZE, self->mem);
+	virt_map(self->vm, EVMCS_GPA, EVMCS_GPA, NR_PAGES);
+	self->hv->enlightened_vmcs_gpa = EVMCS_GPA;
+	self->hv->enlightened_vmcs = (void *)EVMCS_GPA;
+}
+
+FIXTURE_TEARDOWN(nested_evmcs_pages)
+{
+	kvm_vm_free(self->vm);
+	kvm_munmap(self->mem, SIZE);
+}
+
+static u64 sync_of(struct kvm_vcpu *vcpu, struct ucall *uc)
+{
+	TEST_ASSERT_KVM_EXIT_REASON(vcpu, KVM_EXIT_IO);
+	switch (get_ucall(vcpu, uc)) {
+	case UCALL_SYNC:
+		return uc->args[1];
+	case UCALL_ABORT:
+		REPORT_GUEST_ASSERT(*uc);
+	default:
+		TEST_FAIL("Unexpected ucall %lu", uc->cmd);
+	}
+}
+
+static u64 run(struct kvm_vcpu *vcpu)
+{
+	struct ucall uc;
+
+	vcpu_run(vcpu);
+	return sync_of(vcpu, &uc);
+}
+
+/* Return what L1 sees as the exit reason. */
+static u64 run_to_l1(struct kvm_vcpu *vcpu)
+{
+	struct ucall uc;
+
+	vcpu_run(vcpu);
+	TEST_ASSERT_EQ(sync_of(vcpu, &uc), L1_EXIT);
+	return uc.args[2];
+}
+
+/* The next thing that the vCPU executes is VMRESUME. */
+static void run_to_resume(struct kvm_vcpu *vcpu)
+{
+	vcpu_run(vcpu);
+	TEST_ASSERT_KVM_EXIT_REASON(vcpu, KVM_EXIT_IO);
+	TEST_ASSERT_EQ(vcpu->run->io.port, RESUME_PORT);
+}
+
+static void start_l2(struct kvm_vcpu *vcpu)
+{
+	TEST_ASSERT_EQ(run(vcpu), L1_READY);
+	TEST_ASSERT_EQ(run(vcpu), IN_L2);
+	TEST_ASSERT_EQ(run_to_l1(vcpu), EXIT_REASON_VMCALL);
+	run_to_resume(vcpu);
+	TEST_ASSERT_EQ(run(vcpu), IN_L2);
+}
+
+static void remove_slot(struct kvm_vm *vm, u8 *mem)
+{
+	vm_set_user_memory_region(vm, SLOT, 0, EVMCS_GPA, 0, mem);
+}
+
+static void set_slot(struct kvm_vm *vm, u32 flags, u8 *mem)
+{
+	vm_set_user_memory_region(vm, SLOT, flags, EVMCS_GPA, SIZE, mem);
+}
+
+/* L2 exits to L1 with another page than before at the eVMCS's address. */
+static void expect_exit(struct kvm_vcpu *vcpu, struct hv_enlightened_vmcs *evmcs)
+{
+	TEST_ASSERT_EQ(run_to_l1(vcpu), EXIT_REASON_VMCALL);
+	TEST_ASSERT_EQ(evmcs->vm_exit_reason, EXIT_REASON_VMCALL);
+
+	/* And it is the one that the next entry is by. */
+	run_to_resume(vcpu);
+	evmcs->guest_rip = (u64)l2_code_elsewhere;
+	TEST_ASSERT_EQ(run(vcpu), IN_L2_ELSEWHERE);
+	TEST_ASSERT_EQ(run_to_l1(vcpu), EXIT_REASON_VMCALL);
+}
+
+TEST_F(nested_evmcs_pages, in_other_memory)
+{
+	u8 *other = kvm_mmap(SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+	u8 copy[PAGE_SIZE];
+
+	start_l2(self->vcpu);
+	memcpy(copy, self->mem, PAGE_SIZE);
+	memcpy(other, self->mem, SIZE);
+	remove_slot(self->vm, self->mem);
+	set_slot(self->vm, 0, other);
+
+	expect_exit(self->vcpu, (void *)other);
+	EXPECT_EQ(memcmp(copy, self->mem, PAGE_SIZE), 0);
+	kvm_munmap(other, SIZE);
+}
+
+TEST_F(nested_evmcs_pages, mapped_over)
+{
+	u8 copy[PAGE_SIZE];
+
+	start_l2(self->vcpu);
+	memcpy(copy, self->mem, PAGE_SIZE);
+	TEST_ASSERT(mmap(self->mem, SIZE, PROT_READ | PROT_WRITE,
+			 MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == self->mem,
+		    "mmap(): errno %d", errno);
+	memcpy(self->mem, copy, PAGE_SIZE);
+
+	expect_exit(self->vcpu, self->evmcs);
+}
+
+TEST_F(nested_evmcs_pages, dropped)
+{
+	u8 copy[PAGE_SIZE];
+
+	start_l2(self->vcpu);
+	memcpy(copy, self->mem, PAGE_SIZE);
+	kvm_madvise(self->mem, PAGE_SIZE, MADV_DONTNEED);
+	memcpy(self->mem, copy, PAGE_SIZE);
+
+	expect_exit(self->vcpu, self->evmcs);
+}
+
+/* While L1 runs, KVM must not keep what was in the eVMCS. */
+TEST_F(nested_evmcs_pages, dropped_in_l1)
+{
+	u8 copy[PAGE_SIZE];
+
+	start_l2(self->vcpu);
+	EXPECT_EQ(run_to_l1(self->vcpu), EXIT_REASON_VMCALL);
+	run_to_resume(self->vcpu);
+	memcpy(copy, self->mem, PAGE_SIZE);
+	kvm_madvise(self->mem, PAGE_SIZE, MADV_DONTNEED);
+	memcpy(self->mem, copy, PAGE_SIZE);
+	self->evmcs->guest_rip = (u64)l2_code_elsewhere;
+
+	EXPECT_EQ(run(self->vcpu), IN_L2_ELSEWHERE);
+	EXPECT_EQ(run_to_l1(self->vcpu), EXIT_REASON_VMCALL);
+}
+
+TEST_F(nested_evmcs_pages, moves)
+{
+	void *page = self->mem;
+	int node, status;
+
+	if (access("/sys/devices/system/node/node1", F_OK))
+		SKIP(return, "needs two nodes");
+
+	start_l2(self->vcpu);
+	for (node = 0; node < 2; node++) {
+		status = -1;
+		syscall(__NR_move_pages, 0, 1, &page, &node, &status, MPOL_MF_MOVE);
+		EXPECT_EQ(status, node);
+	}
+
+	expect_exit(self->vcpu, self->evmcs);
+}
+
+TEST_F(nested_evmcs_pages, is_logged)
+{
+	unsigned long bitmap = 0;
+
+	start_l2(self->vcpu);
+	set_slot(self->vm, KVM_MEM_LOG_DIRTY_PAGES, self->mem);
+
+	EXPECT_EQ(run_to_l1(self->vcpu), EXIT_REASON_VMCALL);
+	EXPECT_EQ(self->evmcs->hv_clean_fields, HV_VMX_ENLIGHTENED_CLEAN_FIELD_ALL);
+	kvm_vm_get_dirty_log(self->vm, SLOT, &bitmap);
+	EXPECT_EQ(bitmap, BIT(0));
+
+	/* VMRESUME reads. */
+	run_to_resume(self->vcpu);
+	kvm_vm_get_dirty_log(self->vm, SLOT, &bitmap);
+	EXPECT_EQ(bitmap, BIT(0));
+	EXPECT_EQ(run(self->vcpu), IN_L2);
+	kvm_vm_get_dirty_log(self->vm, SLOT, &bitmap);
+	EXPECT_EQ(bitmap, 0);
+}
+
+static off_t bare_memory(void)
+{
+	const char *s = getenv("KVM_BARE_MEMORY");
+
+	return s ? strtoull(s, NULL, 0) : 0;
+}
+
+static bool map_physical(struct kvm_vm *vm, u8 *mem, off_t where)
+{
+	int fd;
+
+	if (!bare_memory())
+		return false;
+
+	fd = open("/dev/mem", O_RDWR);
+	if (fd < 0)
+		return false;
+
+	remove_slot(vm, mem);
+	TEST_ASSERT(mmap(mem, SIZE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, where) !=
+		    MAP_FAILED, "mmap(/dev/mem): errno %d", errno);
+	close(fd);
+	memset(mem, 0, SIZE);
+	set_slot(vm, 0, mem);
+	return true;
+}
+
+TEST_F(nested_evmcs_pages, bare)
+{
+	if (!map_physical(self->vm, self->mem, bare_memory()))
+		SKIP(return, "needs KVM_BARE_MEMORY and /dev/mem");
+
+	start_l2(self->vcpu);
+	expect_exit(self->vcpu, self->evmcs);
+}
+
+/* The mapping must not outlive the pages. */
+TEST_F(nested_evmcs_pages, bare_unmapped)
+{
+	u8 copy[PAGE_SIZE];
+	int fd;
+
+	if (!map_physical(self->vm, self->mem, bare_memory()))
+		SKIP(return, "needs KVM_BARE_MEMORY and /dev/mem");
+
+	start_l2(self->vcpu);
+	memcpy(copy, self->mem, PAGE_SIZE);
+	TEST_ASSERT(mmap(self->mem, SIZE, PROT_READ | PROT_WRITE,
+			 MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == self->mem,
+		    "mmap(): errno %d", errno);
+	memcpy(self->mem, copy, PAGE_SIZE);
+	expect_exit(self->vcpu, self->evmcs);
+
+	fd = open("/dev/mem", O_RDWR);
+	TEST_ASSERT(fd >= 0, "open(/dev/mem): errno %d", errno);
+	TEST_ASSERT(mmap(self->mem, SIZE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd,
+			 bare_memory()) == self->mem, "mmap(/dev/mem): errno %d", errno);
+	close(fd);
+	EXPECT_EQ(memcmp(copy, self->mem, PAGE_SIZE), 0);
+}
+
+static void expect_no_memory(struct kvm_vcpu *vcpu)
+{
+	vcpu_run(vcpu);
+	TEST_ASSERT_KVM_EXIT_REASON(vcpu, KVM_EXIT_INTERNAL_ERROR);
+	TEST_ASSERT_EQ(vcpu->run->internal.suberror, KVM_INTERNAL_ERROR_EMULATION);
+}
+
+/* Nothing is lost while there is no memslot. */
+TEST_F(nested_evmcs_pages, no_memslot_at_exit)
+{
+	start_l2(self->vcpu);
+	remove_slot(self->vm, self->mem);
+	expect_no_memory(self->vcpu);
+	expect_no_memory(self->vcpu);
+
+	set_slot(self->vm, 0, self->mem);
+	EXPECT_EQ(self->evmcs->vm_exit_reason, UNTOUCHED);
+	expect_exit(self->vcpu, self->evmcs);
+}
+
+TEST_F(nested_evmcs_pages, no_memslot_at_entry)
+{
+	start_l2(self->vcpu);
+	EXPECT_EQ(run_to_l1(self->vcpu), EXIT_REASON_VMCALL);
+	run_to_resume(self->vcpu);
+
+	remove_slot(self->vm, self->mem);
+	expect_no_memory(self->vcpu);
+	expect_no_memory(self->vcpu);
+
+	set_slot(self->vm, 0, self->mem);
+	self->evmcs->guest_rip = (u64)l2_code_elsewhere;
+	EXPECT_EQ(run(self->vcpu), IN_L2_ELSEWHERE);
+	EXPECT_EQ(run_to_l1(self->vcpu), EXIT_REASON_VMCALL);
+}
+
+static void l1_code_with_flush(struct vmx_pages *vmx, struct hyperv_test_pages *hv, u64 hcall_gpa)
+{
+	l1_setup(vmx, hv, hcall_gpa);
+	l1_begin(vmx, hv, l2_code_with_flush);
+	current_evmcs->partition_assist_page = hv->partition_assist_gpa;
+	current_evmcs->hv_vm_id = 1;
+	current_evmcs->hv_vp_id = 1;
+	current_vp_assist->nested_control.features.directhypercall = 1;
+	*(u32 *)hv->partition_assist = 0;
+	GUEST_SYNC(L1_READY);
+
+	GUEST_ASSERT(!vmlaunch());
+	GUEST_SYNC_ARGS(L1_EXIT, current_evmcs->vm_exit_reason, 0, 0, 0);
+}
+
+/* What L1 changes in the eVMCS while L2 runs is for the next entry. */
+TEST_F(nested_evmcs_pages, is_read_at_entry)
+{
+	TEST_REQUIRE(kvm_hv_cpu_has(HV_X64_NESTED_DIRECT_FLUSH));
+
+	vcpu_arch_set_entry_point(self->vcpu, l1_code_with_flush);
+	EXPECT_EQ(run(self->vcpu), L1_READY);
+	EXPECT_EQ(run(self->vcpu), IN_L2);
+
+	self->evmcs->hv_enlightenments_control.nested_flush_hypercall = 1;
+	EXPECT_EQ(run_to_l1(self->vcpu), EXIT_REASON_VMCALL);
+}
+
+static void l1_code_in_turn(struct vmx_pages *vmx, struct hyperv_test_pages *hv, u64 hcall_gpa)
+{
+	u64 i;
+
+	l1_setup(vmx, hv, hcall_gpa);
+	for (i = 0; ; i++) {
+		hv->enlightened_vmcs_gpa = EVMCS_GPA + i % NR_PAGES * PAGE_SIZE;
+		hv->enlightened_vmcs = (void *)hv->enlightened_vmcs_gpa;
+		l1_begin(vmx, hv, i % NR_PAGES ? l2_code_elsewhere : l2_code);
+		current_evmcs->vm_exit_reason = UNTOUCHED;
+		GUEST_ASSERT(!vmlaunch());
+		GUEST_SYNC_ARGS(L1_EXIT, current_evmcs->vm_exit_reason, 0, 0, 0);
+	}
+}
+
+TEST_F(nested_evmcs_pages, in_turn)
+{
+	struct hv_enlightened_vmcs *evmcs;
+	u8 copy[PAGE_SIZE];
+	int i;
+
+	vcpu_arch_set_entry_point(self->vcpu, l1_code_in_turn);
+	for (i = 0; i < 4 * NR_PAGES; i++) {
+		evmcs = (void *)self->mem + i % NR_PAGES * PAGE_SIZE;
+		EXPECT_EQ(run(self->vcpu), i % NR_PAGES ? IN_L2_ELSEWHERE : IN_L2);
+		if (i / NR_PAGES % 2) {
+			memcpy(copy, evmcs, PAGE_SIZE);
+			kvm_madvise(evmcs, PAGE_SIZE, MADV_DONTNEED);
+			memcpy(evmcs, copy, PAGE_SIZE);
+		}
+		EXPECT_EQ(run_to_l1(self->vcpu), EXIT_REASON_VMCALL);
+		EXPECT_EQ(evmcs->vm_exit_reason, EXIT_REASON_VMCALL);
+	}
+}
+
+static void l1_code_with_vmread(struct vmx_pages *vmx, struct hyperv_test_pages *hv, u64 hcall_gpa)
+{
+	u64 value;
+
+	l1_setup(vmx, hv, hcall_gpa);
+	l1_begin(vmx, hv, l2_code);
+	GUEST_ASSERT(!vmlaunch());
+
+	for (;;) {
+		asm volatile("vmread %1, %0" : "=r"(value) : "r"((u64)GUEST_RIP) : "cc");
+		GUEST_SYNC_ARGS(L1_READ, value, 0, 0, 0);
+	}
+}
+
+/* VMREAD is of the eVMCS as it is. */
+TEST_F(nested_evmcs_pages, vmread)
+{
+	struct ucall uc;
+	u64 rip;
+
+	vcpu_arch_set_entry_point(self->vcpu, l1_code_with_vmread);
+	EXPECT_EQ(run(self->vcpu), IN_L2);
+	for (rip = 0x1000; rip <= 0x3000; rip += 0x1000) {
+		vcpu_run(self->vcpu);
+		EXPECT_EQ(sync_of(self->vcpu, &uc), L1_READ);
+		EXPECT_EQ(uc.args[2], self->evmcs->guest_rip);
+
+		kvm_madvise(self->mem, PAGE_SIZE, MADV_DONTNEED);
+		self->evmcs->guest_rip = rip;
+	}
+}
+
+static long run_to_exit(void *vcpu)
+{
+	return __vcpu_run(vcpu);
+}
+
+static void ignore_signal(int sig)
+{
+}
+
+/* KVM can return to userspace before L1 runs. */
+TEST_F(nested_evmcs_pages, signal_at_exit)
+{
+	struct sigaction action = { .sa_handler = ignore_signal };
+	struct test_task task;
+	u8 copy[PAGE_SIZE];
+	int uffd;
+
+	sigaction(SIGUSR1, &action, NULL);
+	start_l2(self->vcpu);
+	memcpy(copy, self->mem, PAGE_SIZE);
+	uffd = uffd_page_take(self->mem);
+
+	test_task_start(&task, run_to_exit, self->vcpu);
+	uffd_page_await(uffd, self->mem);
+	test_task_kill(&task, SIGUSR1);
+	test_task_join(&task);
+	EXPECT_EQ(task.ret, -1);
+	EXPECT_EQ(task.err, EINTR);
+
+	uffd_page_bring(uffd, self->mem);
+	close(uffd);
+	memcpy(self->mem, copy, PAGE_SIZE);
+	expect_exit(self->vcpu, self->evmcs);
+}
+
+/* State that is saved in L2, and restored in a VM without the eVMCS's memslot. */
+static struct kvm_vcpu *restore_in_l2(struct kvm_vcpu *vcpu)
+{
+	struct kvm_vm *vm = vcpu->vm;
+	struct kvm_x86_state *state;
+
+	start_l2(vcpu);
+	state = vcpu_save_state(vcpu);
+	kvm_vm_release(vm);
+
+	vcpu = vm_recreate_with_one_vcpu(vm);
+	vcpu_set_hv_cpuid(vcpu);
+	vcpu_enable_evmcs(vcpu);
+	vcpu_load_state(vcpu, state);
+	kvm_x86_state_cleanup(state);
+	return vcpu;
+}
+
+TEST_F(nested_evmcs_pages, saved_in_l2)
+{
+	u8 copy[PAGE_SIZE];
+
+	self->vcpu = restore_in_l2(self->vcpu);
+
+	memcpy(copy, self->mem, PAGE_SIZE);
+	kvm_madvise(self->mem, PAGE_SIZE, MADV_DONTNEED);
+	memcpy(self->mem, copy, PAGE_SIZE);
+	set_slot(self->vm, 0, self->mem);
+
+	expect_exit(self->vcpu, self->evmcs);
+}
+
+TEST_F(nested_evmcs_pages, saved_in_l2_without_memory)
+{
+	self->vcpu = restore_in_l2(self->vcpu);
+
+	expect_no_memory(self->vcpu);
+	expect_no_memory(self->vcpu);
+	set_slot(self->vm, 0, self->mem);
+
+	expect_exit(self->vcpu, self->evmcs);
+}
+
+/* The VM must not look for memory any more. */
+TEST_F(nested_evmcs_pages, destroyed_in_l2)
+{
+	self->vcpu = restore_in_l2(self->vcpu);
+	set_slot(self->vm, 0, self->mem);
+}
+
+int main(int argc, char *argv[])
+{
+	TEST_REQUIRE(kvm_cpu_has(X86_FEATURE_VMX));
+	TEST_REQUIRE(kvm_has_cap(KVM_CAP_NESTED_STATE));
+	TEST_REQUIRE(kvm_has_cap(KVM_CAP_HYPERV_ENLIGHTENED_VMCS));
+
+	return test_harness_run(argc, argv);
+}
