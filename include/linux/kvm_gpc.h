@@ -313,7 +313,7 @@ int __kvm_gpc_use(struct gfn_to_pfn_cache *gpc, gpa_t gpa, unsigned long len, hp
  * done.  kvm->srcu is dropped meanwhile.
  *
  * On error, no area is in use any more, i.e. the vCPU must not enter guest mode
- * with an address that an earlier call gave for @gpc, and the cache isn't bound.
+ * with an address that an earlier call gave for @gpc, and the cache is unbound.
  *
  * KVM can also access the area itself, by kvm_gpc_lock() and kvm_gpc_trylock().
  *

@@ -418,7 +418,8 @@ static void gpc_invalidate_used(struct gpc_area *area, struct gpc_kick *kick)
 
 	gpc_invalidate(area);
 
-	if (gpc->area == area && smp_load_acquire(&gpc->used))	/* K, matches J */
+	/* K, matches J */
+	if (gpc->area == area && smp_load_acquire(&gpc->used))
 		gpc_make_request(gpc, kick);
 }
 
@@ -1109,7 +1110,10 @@ static int gpc_try_use(struct gfn_to_pfn_cache *gpc, gpa_t gpa, unsigned long le
 	return 0;
 }
 
-/* A change of memslots that is under way holds slots_lock, and waits for srcu. */
+/*
+ * A change of memslots that is under way holds slots_lock, and waits for
+ * kvm->srcu.
+ */
 int kvm_vcpu_wait_for_memslots(struct kvm_vcpu *vcpu)
 {
 	int ret;
@@ -1176,7 +1180,7 @@ EXPORT_SYMBOL_FOR_KVM_INTERNAL(__kvm_gpc_use);
 void kvm_gpc_unuse(struct gfn_to_pfn_cache *gpc)
 {
 	WRITE_ONCE(gpc->hpa_valid, false);
-	smp_store_release(&gpc->used, false);			/* J, matches K */
+	smp_store_release(&gpc->used, false);		/* J, matches K */
 }
 EXPORT_SYMBOL_FOR_KVM_INTERNAL(kvm_gpc_unuse);
 

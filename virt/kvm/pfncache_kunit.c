@@ -2136,12 +2136,13 @@ static void gpc_test_enter_guest(struct gpc_test *t)
 	vcpu->cpu = smp_processor_id();
 	WRITE_ONCE(vcpu->mode, IN_GUEST_MODE);
 	kvm_vcpu_srcu_read_unlock(vcpu);
-	smp_mb__after_srcu_read_unlock();			/* G, matches H */
+	smp_mb__after_srcu_read_unlock();		/* G, matches H */
 
 	if (!gpc_test_request(t))
 		gpc_test_guest(t);
 
-	smp_store_release(&vcpu->mode, OUTSIDE_GUEST_MODE);	/* J, matches K */
+	/* J, matches K */
+	smp_store_release(&vcpu->mode, OUTSIDE_GUEST_MODE);
 	local_irq_enable();
 	kvm_vcpu_srcu_read_lock(vcpu);
 }

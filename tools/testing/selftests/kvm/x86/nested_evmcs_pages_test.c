@@ -556,7 +556,7 @@ TEST_F(nested_evmcs_pages, signal_at_exit)
 	expect_exit(self->vcpu, self->evmcs);
 }
 
-/* State that is saved in L2, and restored in a VM without the eVMCS's memslot. */
+/* State that is saved in L2, and restored in a VM without that memslot. */
 static struct kvm_vcpu *restore_in_l2(struct kvm_vcpu *vcpu)
 {
 	struct kvm_vm *vm = vcpu->vm;

@@ -146,7 +146,7 @@ static u64 do_op(void)
 		vmcall();
 		return 0;
 	case PLAY:
-		/* Bochs 2.7 inhibits interrupts of the host, too, if IF is 0. */
+		/* Bochs 2.7 inhibits the interrupts of the host, too. */
 		asm volatile("sti" : : : "memory");
 		play();
 		asm volatile("cli" : : : "memory");
@@ -606,7 +606,7 @@ TEST_F(nested_vmx_pages, vapic_paged_out)
 	if (!has_swap())
 		SKIP(return, "needs swap");
 
-	/* A new page can be in an LRU batch of the CPU that has allocated it. */
+	/* A new page can be in a batch of the CPU that allocated it. */
 	pin_self_to_any_cpu();
 	start_l2(self->vcpu, self->vapic);
 	EXPECT_EQ(run_op(self->vcpu, SET_TPR, 7), 0);
@@ -701,7 +701,7 @@ TEST_F(nested_vmx_pages, vapic_bare)
 	expect_vapic_after_exits(_metadata, self->vcpu, self->vapic);
 }
 
-/* Memory without struct pages can have another owner as soon as it's unmapped. */
+/* Memory without struct pages has another owner once it is unmapped. */
 TEST_F(nested_vmx_pages, vapic_bare_unmapped)
 {
 	u8 *owner = alloc_page();
