@@ -102,10 +102,10 @@ void kvm_gpc_init_killable(struct gfn_to_pfn_cache *gpc, struct kvm *kvm);
  * @req: a request of the user's choice, e.g. KVM_ARCH_REQ(), with its flags,
  *	 but without KVM_REQUEST_NO_ACTION
  *
- * Like kvm_gpc_init(), and kvm_gpc_use() gets the physical address of
- * the area.  An invalidation of an area that is in use makes @req, wakes @vcpu
- * if it is halted and @req is without KVM_REQUEST_NO_WAKEUP, and waits until
- * @vcpu has left guest mode.  The handler of @req calls kvm_gpc_use() again.
+ * Like kvm_gpc_init(), and kvm_gpc_use() gets the physical address of the area.
+ * An invalidation of an area that is in use makes @req, wakes @vcpu if it is
+ * halted and @req is without KVM_REQUEST_NO_WAKEUP, and waits until @vcpu has
+ * left guest mode.  The handler of @req calls kvm_gpc_use() again.
  *
  * Context: Same as kvm_gpc_init().
  */

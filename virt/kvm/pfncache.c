@@ -1075,6 +1075,12 @@ static int gpc_activate(struct gfn_to_pfn_cache *gpc, gpa_t gpa, unsigned long u
  *
  * An invalidation that finds the area unmapped by another one makes the request
  * and waits nevertheless, as the other one may still be waiting.
+ *
+ * kvm_gpc_use() gives the address of an earlier call without being a reader.  As
+ * gpc->used is set since that call, an invalidation makes the request, be it
+ * before or after the test of gpc->hpa_valid, and the vCPU finds it.  gpc->khva
+ * doesn't tell whether gpc->hpa is valid: kvm_gpc_lock() may have mapped another
+ * page meanwhile.
  */
 
 /* The physical address of a mapped area. */
@@ -1270,6 +1276,8 @@ void kvm_gpc_assert_usable(struct gfn_to_pfn_cache *gpc)
 	if (!IS_ENABLED(CONFIG_PROVE_LOCKING) || IS_ENABLED(CONFIG_PREEMPT_RT))
 		return;
 
+	lockdep_assert_irqs_disabled();
+
 	if (!gpc->used || READ_ONCE(gpc->hpa_valid))
 		return;
 
@@ -1288,6 +1296,10 @@ void kvm_gpc_mark_used_dirty(struct gfn_to_pfn_cache *gpc)
 	lockdep_assert_held(&gpc->vcpu->mutex);
 	lockdep_assert(srcu_read_lock_held(&gpc->kvm->srcu));
 
+	/*
+	 * The number is set before the ioctl that enables logging returns, so
+	 * what userspace copies afterwards has what isn't marked here.
+	 */
 	if (!gpc->used || !atomic_read(&gpc->kvm->nr_memslots_dirty_logging))
 		return;
 

@@ -1705,6 +1705,24 @@ static void gpc_test_dirty(struct kunit *test)
  * Guest use: t->gpc is used by the hardware of a vCPU.
  */
 
+static struct kvm_vcpu *gpc_test_add_vcpu(struct kunit *test, int idx)
+{
+	struct gpc_test *t = test->priv;
+	struct kvm_vcpu *vcpu;
+
+	vcpu = kunit_kzalloc(test, sizeof(*vcpu), GFP_KERNEL);
+	KUNIT_ASSERT_NOT_NULL(test, vcpu);
+	vcpu->kvm = t->kvm;
+	vcpu->vcpu_idx = idx;
+	vcpu->cpu = -1;
+	mutex_init(&vcpu->mutex);
+	rcuwait_init(&vcpu->wait);
+
+	KUNIT_ASSERT_FALSE(test, xa_err(xa_store(&t->kvm->vcpu_array, idx, vcpu, GFP_KERNEL)));
+	atomic_set(&t->kvm->online_vcpus, idx + 1);
+	return vcpu;
+}
+
 static void gpc_test_init_vcpu(struct kunit *test)
 {
 	struct gpc_test *t = test->priv;
@@ -1713,49 +1731,41 @@ static void gpc_test_init_vcpu(struct kunit *test)
 	if (!kvm_x86_ops.enable_virtualization_cpu)
 		kunit_skip(test, "needs virtualization");
 
-	t->vcpu = kunit_kzalloc(test, sizeof(*t->vcpu), GFP_KERNEL);
-	KUNIT_ASSERT_NOT_NULL(test, t->vcpu);
-	t->vcpu->kvm = t->kvm;
-	t->vcpu->cpu = -1;
-	mutex_init(&t->vcpu->mutex);
-	rcuwait_init(&t->vcpu->wait);
-
 	/* A single entry needs no memory. */
 	xa_init(&t->kvm->vcpu_array);
-	xa_store(&t->kvm->vcpu_array, 0, t->vcpu, GFP_KERNEL);
-	atomic_set(&t->kvm->online_vcpus, 1);
+	t->vcpu = gpc_test_add_vcpu(test, 0);
 
 	kvm_gpc_init_vcpu(&t->gpc, t->vcpu, GPC_TEST_REQ);
 }
 
-/* As the vCPU does, outside guest mode. */
-static void gpc_test_vcpu_begin(struct gpc_test *t)
+/* As a vCPU does, outside guest mode. */
+static void gpc_test_vcpu_begin(struct kvm_vcpu *vcpu)
 {
-	mutex_lock(&t->vcpu->mutex);
-	kvm_vcpu_srcu_read_lock(t->vcpu);
+	mutex_lock(&vcpu->mutex);
+	kvm_vcpu_srcu_read_lock(vcpu);
 }
 
-static void gpc_test_vcpu_end(struct gpc_test *t)
+static void gpc_test_vcpu_end(struct kvm_vcpu *vcpu)
 {
-	kvm_vcpu_srcu_read_unlock(t->vcpu);
-	mutex_unlock(&t->vcpu->mutex);
+	kvm_vcpu_srcu_read_unlock(vcpu);
+	mutex_unlock(&vcpu->mutex);
 }
 
 static int gpc_test_use_at(struct gpc_test *t, gpa_t gpa, unsigned long len)
 {
 	int error;
 
-	gpc_test_vcpu_begin(t);
+	gpc_test_vcpu_begin(t->vcpu);
 	error = kvm_gpc_use(&t->gpc, gpa, len, &t->hpa);
-	gpc_test_vcpu_end(t);
+	gpc_test_vcpu_end(t->vcpu);
 	return error;
 }
 
 static void gpc_test_mark_used_dirty(struct gpc_test *t)
 {
-	gpc_test_vcpu_begin(t);
+	gpc_test_vcpu_begin(t->vcpu);
 	kvm_gpc_mark_used_dirty(&t->gpc);
-	gpc_test_vcpu_end(t);
+	gpc_test_vcpu_end(t->vcpu);
 }
 
 static bool gpc_test_request(struct gpc_test *t)
@@ -1918,13 +1928,13 @@ static void gpc_test_guest_use_same_gpa_no_lock(struct kunit *test)
 	hpa = t->hpa;
 	t->hpa = 0;
 
-	gpc_test_vcpu_begin(t);
+	gpc_test_vcpu_begin(t->vcpu);
 	mutex_lock(&t->gpc.refresh_lock);
 	gpc_test_set_killed(true);
 	error = kvm_gpc_use(&t->gpc, GPC_GPA, GPC_LEN, &t->hpa);
 	gpc_test_set_killed(false);
 	mutex_unlock(&t->gpc.refresh_lock);
-	gpc_test_vcpu_end(t);
+	gpc_test_vcpu_end(t->vcpu);
 
 	KUNIT_EXPECT_EQ(test, error, 0);
 	KUNIT_EXPECT_EQ(test, t->hpa, hpa);
@@ -2083,11 +2093,11 @@ static void gpc_test_guest_use_memslot_is_moving(struct kunit *test)
 	init_completion(&t->memslots_locked);
 	init_completion(&t->srcu_dropped);
 
-	gpc_test_vcpu_begin(t);
+	gpc_test_vcpu_begin(t->vcpu);
 	queue_work(system_dfl_wq, &t->move_memslot);
 	wait_for_completion(&t->memslots_locked);
 	error = kvm_gpc_use(&t->gpc, GPC_GPA, GPC_LEN, &t->hpa);
-	gpc_test_vcpu_end(t);
+	gpc_test_vcpu_end(t->vcpu);
 	flush_work(&t->move_memslot);
 
 	KUNIT_EXPECT_EQ(test, error, 0);
@@ -2152,7 +2162,7 @@ static int gpc_test_vcpu(void *data)
 	struct gpc_test *t = data;
 
 	kthread_use_mm(t->kvm->mm);
-	gpc_test_vcpu_begin(t);
+	gpc_test_vcpu_begin(t->vcpu);
 
 	if (t->unused)
 		t->locker_error = kvm_gpc_activate(&t->gpc, GPC_GPA, GPC_LEN);
@@ -2161,7 +2171,7 @@ static int gpc_test_vcpu(void *data)
 	if (!t->locker_error)
 		gpc_test_enter_guest(t);
 
-	gpc_test_vcpu_end(t);
+	gpc_test_vcpu_end(t->vcpu);
 	kthread_unuse_mm(t->kvm->mm);
 	complete(&t->vcpu_done);
 	return 0;
@@ -2301,6 +2311,32 @@ static void gpc_test_guest_use_second_invalidation_waits(struct kunit *test)
 	gpc_test_expect_waits(test, gpc_test_invalidate_second);
 }
 
+/* Both vCPUs use the page, and one of them isn't in guest mode. */
+static void gpc_test_guest_use_two_vcpus(struct kunit *test)
+{
+	struct gpc_test *t = test->priv;
+	struct kvm_vcpu *vcpu;
+	hpa_t hpa;
+
+	gpc_test_start_vcpu(test);
+
+	vcpu = gpc_test_add_vcpu(test, 1);
+	kvm_gpc_init_vcpu(&t->gpc2, vcpu, GPC_TEST_REQ);
+	gpc_test_vcpu_begin(vcpu);
+	KUNIT_EXPECT_EQ(test, kvm_gpc_use(&t->gpc2, GPC_GPA, GPC_LEN, &hpa), 0);
+	gpc_test_vcpu_end(vcpu);
+
+	gpc_test_invalidate(t);
+	gpc_test_stop_vcpu(test);
+
+	KUNIT_EXPECT_EQ(test, t->uses_of_gone, 0);
+	KUNIT_EXPECT_TRUE(test, gpc_test_request(t));
+	KUNIT_EXPECT_TRUE(test, kvm_test_request(GPC_TEST_REQ, vcpu));
+
+	kvm_gpc_unuse(&t->gpc2);
+	xa_destroy(&t->kvm->vcpu_array);
+}
+
 /* The vCPU has been kicked for another reason, without waiting for it. */
 static void gpc_test_invalidate_exiting(struct gpc_test *t)
 {
@@ -2424,6 +2460,7 @@ static struct kunit_case gpc_test_cases[] = {
 	KUNIT_CASE(gpc_test_guest_use_becomes_private),
 #endif
 	KUNIT_CASE(gpc_test_guest_use_second_invalidation_waits),
+	KUNIT_CASE(gpc_test_guest_use_two_vcpus),
 	KUNIT_CASE(gpc_test_guest_use_exiting_still_waits),
 	KUNIT_CASE(gpc_test_guest_use_not_used_no_kick),
 	KUNIT_CASE(gpc_test_guest_use_wakes),

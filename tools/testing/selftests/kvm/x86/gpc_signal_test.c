@@ -218,11 +218,6 @@ static void use_timer(struct kvm_vcpu *vcpu)
 	xen_set_timer(vcpu, PORT, 0);
 }
 
-static long run(void *vcpu)
-{
-	return __vcpu_run((struct kvm_vcpu *)vcpu);
-}
-
 /* The signals that are blocked in KVM_RUN, and there only. */
 static void set_signal_mask(struct kvm_vcpu *vcpu, u64 blocked)
 {
@@ -261,7 +256,7 @@ static bool interrupt(struct __test_metadata *_metadata, struct kvm_vcpu *vcpu, 
 {
 	struct test_task task;
 
-	test_task_start(&task, run, vcpu);
+	test_task_start(&task, test_task_vcpu_run, vcpu);
 	uffd_page_await(uffd, page);
 	test_task_kill(&task, SIGUSR1);
 	if (!ends(&task, uffd, page)) {
@@ -432,7 +427,7 @@ TEST_F(gpc_signal, blocked_in_run)
 	struct test_task task;
 
 	set_signal_mask(self->vcpu, BIT_ULL(SIGUSR1 - 1));
-	test_task_start(&task, run, self->vcpu);
+	test_task_start(&task, test_task_vcpu_run, self->vcpu);
 	uffd_page_await(self->uffd, self->page);
 
 	/* The task has not been woken, nor does it wait for the second time. */
@@ -481,7 +476,7 @@ TEST_F(gpc_signal, immediate_exit)
 	struct test_task task;
 
 	self->vcpu->run->immediate_exit = 1;
-	test_task_start(&task, run, self->vcpu);
+	test_task_start(&task, test_task_vcpu_run, self->vcpu);
 	ASSERT_TRUE(ends(&task, self->uffd, self->page));
 	EXPECT_EQ(task.ret, -1);
 	EXPECT_EQ(task.err, EINTR);
@@ -680,7 +675,7 @@ TEST_F(gpc_signal_guest, hypercall_page)
 
 	test_task_start(&setter, set_shared_info_elsewhere, self->vm);
 	uffd_page_await(uffd, other);
-	test_task_start(&runner, run, self->vcpu);
+	test_task_start(&runner, test_task_vcpu_run, self->vcpu);
 	while (!READ_ONCE(*writes))
 		sched_yield();
 	test_task_await_sleep(&runner);

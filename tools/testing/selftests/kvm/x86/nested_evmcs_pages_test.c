@@ -4,15 +4,14 @@
  * in memory of different kinds.  L1, L2 and the VMM must see the same memory,
  * whatever the VMM does to it while L2 runs.
  *
- * For KVM_BARE_MEMORY, see nested_svm_pages_test.
+ * For KVM_BARE_MEMORY, see nested_memory.h.
  */
-#include <fcntl.h>
-#include <linux/mempolicy.h>
-#include <sys/mman.h>
+#include <sys/wait.h>
 
 #include "kvm_syscalls.h"
 #include "kvm_test_harness.h"
 #include "kvm_util.h"
+#include "nested_memory.h"
 #include "processor.h"
 #include "test_task.h"
 #include "test_util.h"
@@ -27,8 +26,8 @@
 #define NR_PAGES	2
 #define SIZE		(NR_PAGES * PAGE_SIZE)
 
-/* The VMM is called before L1 executes VMRESUME. */
-#define RESUME_PORT	0xe
+/* The VMM is called before L1 enters L2. */
+#define ENTRY_PORT	0xe
 
 /* What the VMM is told. */
 enum { L1_READY, IN_L2, IN_L2_ELSEWHERE, FLUSHED, L1_EXIT, L1_READ };
@@ -74,21 +73,24 @@ static void l2_code_with_flush(void)
 }
 
 /* Enter L2 without access to the eVMCS after the VMM was called. */
+#define enter_after_call(insn)								\
+	asm volatile("push %%rbp\n\t"							\
+		     "mov %%rsp, (%0)\n\t"						\
+		     "lea 1f(%%rip), %%rax\n\t"						\
+		     "mov %%rax, (%1)\n\t"						\
+		     "out %%al, $" __stringify(ENTRY_PORT) "\n\t"			\
+		     insn "\n\t"							\
+		     "ud2\n\t"								\
+		     "1: pop %%rbp"							\
+		     : : "b"(&current_evmcs->host_rsp), "c"(&current_evmcs->host_rip)	\
+		     : "rax", "rdx", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12",	\
+		       "r13", "r14", "r15", "memory", "cc")
+
 static void resume_after_call(void)
 {
 	current_evmcs->hv_clean_fields &= ~(HV_VMX_ENLIGHTENED_CLEAN_FIELD_HOST_GRP1 |
 					    HV_VMX_ENLIGHTENED_CLEAN_FIELD_HOST_POINTER);
-	asm volatile("push %%rbp\n\t"
-		     "mov %%rsp, (%0)\n\t"
-		     "lea 1f(%%rip), %%rax\n\t"
-		     "mov %%rax, (%1)\n\t"
-		     "out %%al, $" __stringify(RESUME_PORT) "\n\t"
-		     "vmresume\n\t"
-		     "ud2\n\t"
-		     "1: pop %%rbp"
-		     : : "b"(&current_evmcs->host_rsp), "c"(&current_evmcs->host_rip)
-		     : "rax", "rdx", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14",
-		       "r15", "memory", "cc");
+	enter_after_call("vmresume");
 }
 
 static void l1_begin(struct vmx_pages *vmx, struct hyperv_test_pages *hv, void *l2)
@@ -122,6 +124,15 @@ static void l1_code(struct vmx_pages *vmx, struct hyperv_test_pages *hv, u64 hca
 		current_evmcs->vm_exit_reason = UNTOUCHED;
 		resume_after_call();
 	}
+}
+
+static void l1_code_called_before_launch(struct vmx_pages *vmx, struct hyperv_test_pages *hv,
+					 u64 hcall_gpa)
+{
+	l1_setup(vmx, hv, hcall_gpa);
+	l1_begin(vmx, hv, l2_code);
+	current_evmcs->hv_clean_fields = 0;
+	enter_after_call("vmlaunch");
 }
 
 FIXTURE(nested_evmcs_pages) {
@@ -191,12 +202,12 @@ static u64 run_to_l1(struct kvm_vcpu *vcpu)
 	return uc.args[2];
 }
 
-/* The next thing that the vCPU executes is VMRESUME. */
-static void run_to_resume(struct kvm_vcpu *vcpu)
+/* What the vCPU executes next is VMRESUME or VMLAUNCH. */
+static void run_to_entry(struct kvm_vcpu *vcpu)
 {
 	vcpu_run(vcpu);
 	TEST_ASSERT_KVM_EXIT_REASON(vcpu, KVM_EXIT_IO);
-	TEST_ASSERT_EQ(vcpu->run->io.port, RESUME_PORT);
+	TEST_ASSERT_EQ(vcpu->run->io.port, ENTRY_PORT);
 }
 
 static void start_l2(struct kvm_vcpu *vcpu)
@@ -204,7 +215,7 @@ static void start_l2(struct kvm_vcpu *vcpu)
 	TEST_ASSERT_EQ(run(vcpu), L1_READY);
 	TEST_ASSERT_EQ(run(vcpu), IN_L2);
 	TEST_ASSERT_EQ(run_to_l1(vcpu), EXIT_REASON_VMCALL);
-	run_to_resume(vcpu);
+	run_to_entry(vcpu);
 	TEST_ASSERT_EQ(run(vcpu), IN_L2);
 }
 
@@ -225,7 +236,7 @@ static void expect_exit(struct kvm_vcpu *vcpu, struct hv_enlightened_vmcs *evmcs
 	TEST_ASSERT_EQ(evmcs->vm_exit_reason, EXIT_REASON_VMCALL);
 
 	/* And it is the one that the next entry is by. */
-	run_to_resume(vcpu);
+	run_to_entry(vcpu);
 	evmcs->guest_rip = (u64)l2_code_elsewhere;
 	TEST_ASSERT_EQ(run(vcpu), IN_L2_ELSEWHERE);
 	TEST_ASSERT_EQ(run_to_l1(vcpu), EXIT_REASON_VMCALL);
@@ -253,9 +264,7 @@ TEST_F(nested_evmcs_pages, mapped_over)
 
 	start_l2(self->vcpu);
 	memcpy(copy, self->mem, PAGE_SIZE);
-	TEST_ASSERT(mmap(self->mem, SIZE, PROT_READ | PROT_WRITE,
-			 MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == self->mem,
-		    "mmap(): errno %d", errno);
+	map_anonymous(self->mem, SIZE);
 	memcpy(self->mem, copy, PAGE_SIZE);
 
 	expect_exit(self->vcpu, self->evmcs);
@@ -263,12 +272,8 @@ TEST_F(nested_evmcs_pages, mapped_over)
 
 TEST_F(nested_evmcs_pages, dropped)
 {
-	u8 copy[PAGE_SIZE];
-
 	start_l2(self->vcpu);
-	memcpy(copy, self->mem, PAGE_SIZE);
-	kvm_madvise(self->mem, PAGE_SIZE, MADV_DONTNEED);
-	memcpy(self->mem, copy, PAGE_SIZE);
+	renew_page(self->mem);
 
 	expect_exit(self->vcpu, self->evmcs);
 }
@@ -276,14 +281,10 @@ TEST_F(nested_evmcs_pages, dropped)
 /* While L1 runs, KVM must not keep what was in the eVMCS. */
 TEST_F(nested_evmcs_pages, dropped_in_l1)
 {
-	u8 copy[PAGE_SIZE];
-
 	start_l2(self->vcpu);
 	EXPECT_EQ(run_to_l1(self->vcpu), EXIT_REASON_VMCALL);
-	run_to_resume(self->vcpu);
-	memcpy(copy, self->mem, PAGE_SIZE);
-	kvm_madvise(self->mem, PAGE_SIZE, MADV_DONTNEED);
-	memcpy(self->mem, copy, PAGE_SIZE);
+	run_to_entry(self->vcpu);
+	renew_page(self->mem);
 	self->evmcs->guest_rip = (u64)l2_code_elsewhere;
 
 	EXPECT_EQ(run(self->vcpu), IN_L2_ELSEWHERE);
@@ -292,18 +293,14 @@ TEST_F(nested_evmcs_pages, dropped_in_l1)
 
 TEST_F(nested_evmcs_pages, moves)
 {
-	void *page = self->mem;
-	int node, status;
+	int node;
 
-	if (access("/sys/devices/system/node/node1", F_OK))
+	if (!has_two_nodes())
 		SKIP(return, "needs two nodes");
 
 	start_l2(self->vcpu);
-	for (node = 0; node < 2; node++) {
-		status = -1;
-		syscall(__NR_move_pages, 0, 1, &page, &node, &status, MPOL_MF_MOVE);
-		EXPECT_EQ(status, node);
-	}
+	for (node = 0; node < 2; node++)
+		EXPECT_EQ(move_to_node(self->mem, node), node);
 
 	expect_exit(self->vcpu, self->evmcs);
 }
@@ -321,7 +318,7 @@ TEST_F(nested_evmcs_pages, is_logged)
 	EXPECT_EQ(bitmap, BIT(0));
 
 	/* VMRESUME reads. */
-	run_to_resume(self->vcpu);
+	run_to_entry(self->vcpu);
 	kvm_vm_get_dirty_log(self->vm, SLOT, &bitmap);
 	EXPECT_EQ(bitmap, BIT(0));
 	EXPECT_EQ(run(self->vcpu), IN_L2);
@@ -329,38 +326,12 @@ TEST_F(nested_evmcs_pages, is_logged)
 	EXPECT_EQ(bitmap, 0);
 }
 
-static off_t bare_memory(void)
-{
-	const char *s = getenv("KVM_BARE_MEMORY");
-
-	return s ? strtoull(s, NULL, 0) : 0;
-}
-
-static bool map_physical(struct kvm_vm *vm, u8 *mem, off_t where)
-{
-	int fd;
-
-	if (!bare_memory())
-		return false;
-
-	fd = open("/dev/mem", O_RDWR);
-	if (fd < 0)
-		return false;
-
-	remove_slot(vm, mem);
-	TEST_ASSERT(mmap(mem, SIZE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, where) !=
-		    MAP_FAILED, "mmap(/dev/mem): errno %d", errno);
-	close(fd);
-	memset(mem, 0, SIZE);
-	set_slot(vm, 0, mem);
-	return true;
-}
-
 TEST_F(nested_evmcs_pages, bare)
 {
-	if (!map_physical(self->vm, self->mem, bare_memory()))
-		SKIP(return, "needs KVM_BARE_MEMORY and /dev/mem");
+	if (!map_physical(self->mem, SIZE, bare_memory()))
+		SKIP(return, NEEDS_BARE_MEMORY);
 
+	memset(self->mem, 0, SIZE);
 	start_l2(self->vcpu);
 	expect_exit(self->vcpu, self->evmcs);
 }
@@ -369,24 +340,18 @@ TEST_F(nested_evmcs_pages, bare)
 TEST_F(nested_evmcs_pages, bare_unmapped)
 {
 	u8 copy[PAGE_SIZE];
-	int fd;
 
-	if (!map_physical(self->vm, self->mem, bare_memory()))
-		SKIP(return, "needs KVM_BARE_MEMORY and /dev/mem");
+	if (!map_physical(self->mem, SIZE, bare_memory()))
+		SKIP(return, NEEDS_BARE_MEMORY);
 
+	memset(self->mem, 0, SIZE);
 	start_l2(self->vcpu);
 	memcpy(copy, self->mem, PAGE_SIZE);
-	TEST_ASSERT(mmap(self->mem, SIZE, PROT_READ | PROT_WRITE,
-			 MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == self->mem,
-		    "mmap(): errno %d", errno);
+	map_anonymous(self->mem, SIZE);
 	memcpy(self->mem, copy, PAGE_SIZE);
 	expect_exit(self->vcpu, self->evmcs);
 
-	fd = open("/dev/mem", O_RDWR);
-	TEST_ASSERT(fd >= 0, "open(/dev/mem): errno %d", errno);
-	TEST_ASSERT(mmap(self->mem, SIZE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd,
-			 bare_memory()) == self->mem, "mmap(/dev/mem): errno %d", errno);
-	close(fd);
+	TEST_ASSERT(map_physical(self->mem, SIZE, bare_memory()), "errno %d", errno);
 	EXPECT_EQ(memcmp(copy, self->mem, PAGE_SIZE), 0);
 }
 
@@ -414,7 +379,7 @@ TEST_F(nested_evmcs_pages, no_memslot_at_entry)
 {
 	start_l2(self->vcpu);
 	EXPECT_EQ(run_to_l1(self->vcpu), EXIT_REASON_VMCALL);
-	run_to_resume(self->vcpu);
+	run_to_entry(self->vcpu);
 
 	remove_slot(self->vm, self->mem);
 	expect_no_memory(self->vcpu);
@@ -472,18 +437,14 @@ static void l1_code_in_turn(struct vmx_pages *vmx, struct hyperv_test_pages *hv,
 TEST_F(nested_evmcs_pages, in_turn)
 {
 	struct hv_enlightened_vmcs *evmcs;
-	u8 copy[PAGE_SIZE];
 	int i;
 
 	vcpu_arch_set_entry_point(self->vcpu, l1_code_in_turn);
 	for (i = 0; i < 4 * NR_PAGES; i++) {
 		evmcs = (void *)self->mem + i % NR_PAGES * PAGE_SIZE;
 		EXPECT_EQ(run(self->vcpu), i % NR_PAGES ? IN_L2_ELSEWHERE : IN_L2);
-		if (i / NR_PAGES % 2) {
-			memcpy(copy, evmcs, PAGE_SIZE);
-			kvm_madvise(evmcs, PAGE_SIZE, MADV_DONTNEED);
-			memcpy(evmcs, copy, PAGE_SIZE);
-		}
+		if (i / NR_PAGES % 2)
+			renew_page(evmcs);
 		EXPECT_EQ(run_to_l1(self->vcpu), EXIT_REASON_VMCALL);
 		EXPECT_EQ(evmcs->vm_exit_reason, EXIT_REASON_VMCALL);
 	}
@@ -521,39 +482,50 @@ TEST_F(nested_evmcs_pages, vmread)
 	}
 }
 
-static long run_to_exit(void *vcpu)
+/* Until a signal ends KVM_RUN, it waits for the page. */
+static void run_until_signal(struct kvm_vcpu *vcpu, void *page)
 {
-	return __vcpu_run(vcpu);
-}
-
-static void ignore_signal(int sig)
-{
-}
-
-/* KVM can return to userspace before L1 runs. */
-TEST_F(nested_evmcs_pages, signal_at_exit)
-{
-	struct sigaction action = { .sa_handler = ignore_signal };
 	struct test_task task;
 	u8 copy[PAGE_SIZE];
 	int uffd;
 
-	sigaction(SIGUSR1, &action, NULL);
-	start_l2(self->vcpu);
-	memcpy(copy, self->mem, PAGE_SIZE);
-	uffd = uffd_page_take(self->mem);
-
-	test_task_start(&task, run_to_exit, self->vcpu);
-	uffd_page_await(uffd, self->mem);
-	test_task_kill(&task, SIGUSR1);
+	memcpy(copy, page, PAGE_SIZE);
+	uffd = uffd_page_take(page);
+	test_task_start(&task, test_task_vcpu_run, vcpu);
+	uffd_page_await(uffd, page);
+	test_task_interrupt(&task);
 	test_task_join(&task);
-	EXPECT_EQ(task.ret, -1);
-	EXPECT_EQ(task.err, EINTR);
+	TEST_ASSERT_EQ(task.ret, -1);
+	TEST_ASSERT_EQ(task.err, EINTR);
 
-	uffd_page_bring(uffd, self->mem);
+	uffd_page_bring(uffd, page);
 	close(uffd);
-	memcpy(self->mem, copy, PAGE_SIZE);
+	memcpy(page, copy, PAGE_SIZE);
+}
+
+TEST_F(nested_evmcs_pages, signal_at_exit)
+{
+	start_l2(self->vcpu);
+	run_until_signal(self->vcpu, self->mem);
 	expect_exit(self->vcpu, self->evmcs);
+}
+
+TEST_F(nested_evmcs_pages, signal_at_entry)
+{
+	start_l2(self->vcpu);
+	EXPECT_EQ(run_to_l1(self->vcpu), EXIT_REASON_VMCALL);
+	run_to_entry(self->vcpu);
+	run_until_signal(self->vcpu, self->mem);
+	EXPECT_EQ(run(self->vcpu), IN_L2);
+}
+
+/* The first entry, for which L1 accesses the eVMCS last before it. */
+TEST_F(nested_evmcs_pages, signal_at_first_entry)
+{
+	vcpu_arch_set_entry_point(self->vcpu, l1_code_called_before_launch);
+	run_to_entry(self->vcpu);
+	run_until_signal(self->vcpu, self->mem);
+	EXPECT_EQ(run(self->vcpu), IN_L2);
 }
 
 /* State that is saved in L2, and restored in a VM without that memslot. */
@@ -576,13 +548,8 @@ static struct kvm_vcpu *restore_in_l2(struct kvm_vcpu *vcpu)
 
 TEST_F(nested_evmcs_pages, saved_in_l2)
 {
-	u8 copy[PAGE_SIZE];
-
 	self->vcpu = restore_in_l2(self->vcpu);
-
-	memcpy(copy, self->mem, PAGE_SIZE);
-	kvm_madvise(self->mem, PAGE_SIZE, MADV_DONTNEED);
-	memcpy(self->mem, copy, PAGE_SIZE);
+	renew_page(self->mem);
 	set_slot(self->vm, 0, self->mem);
 
 	expect_exit(self->vcpu, self->evmcs);
@@ -599,11 +566,29 @@ TEST_F(nested_evmcs_pages, saved_in_l2_without_memory)
 	expect_exit(self->vcpu, self->evmcs);
 }
 
-/* The VM must not look for memory any more. */
+/* By another process, whose memory the VM must not use. */
 TEST_F(nested_evmcs_pages, destroyed_in_l2)
 {
+	int fds[2];
+	pid_t pid;
+	char c;
+
 	self->vcpu = restore_in_l2(self->vcpu);
 	set_slot(self->vm, 0, self->mem);
+
+	TEST_ASSERT(!pipe(fds), "pipe(): errno %d", errno);
+	pid = fork();
+	TEST_ASSERT(pid >= 0, "fork(): errno %d", errno);
+	if (!pid) {
+		close(fds[1]);
+		_exit(read(fds[0], &c, 1));
+	}
+
+	kvm_vm_release(self->vm);
+	close(fds[1]);
+	TEST_ASSERT_EQ(waitpid(pid, NULL, 0), pid);
+	close(fds[0]);
+	self->vcpu = vm_recreate_with_one_vcpu(self->vm);
 }
 
 int main(int argc, char *argv[])

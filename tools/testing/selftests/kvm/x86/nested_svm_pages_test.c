@@ -5,15 +5,8 @@
  * to nothing but what an instruction owns, and only if the instruction writes.
  * If the processor virtualizes VMLOAD and VMSAVE, kvm_amd.vls=0 has KVM emulate
  * them.
- *
- * Memory that the kernel doesn't manage is tested if its physical address is
- * given, as environment variable KVM_BARE_MEMORY: a page of it, which may be
- * written to, follows a page that is no RAM but has a struct page, e.g. if
- * mem= ends a MiB before a section of memory (128 MiB) does, and
- * KVM_BARE_MEMORY is where the section ends.
  */
 #include <fcntl.h>
-#include <linux/mempolicy.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
@@ -21,6 +14,7 @@
 #include "kvm_syscalls.h"
 #include "kvm_test_harness.h"
 #include "kvm_util.h"
+#include "nested_memory.h"
 #include "processor.h"
 #include "smm.h"
 #include "svm_util.h"
@@ -263,40 +257,13 @@ TEST_F(nested_svm_pages, vmload_no_memslot)
 	EXPECT_EQ(run(self->vcpu), LOADED);
 }
 
-static off_t bare_memory(void)
-{
-	const char *s = getenv("KVM_BARE_MEMORY");
-
-	return s ? strtoull(s, NULL, 0) : 0;
-}
-
-/* Replace the memory by physical pages from @where on. */
-static bool map_physical(struct kvm_vm *vm, u8 *mem, off_t where)
-{
-	int fd;
-
-	if (!bare_memory())
-		return false;
-
-	fd = open("/dev/mem", O_RDWR);
-	if (fd < 0)
-		return false;
-
-	vm_set_user_memory_region(vm, SLOT, 0, VMCB_GPA, 0, mem);
-	TEST_ASSERT(mmap(mem, SIZE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, where) !=
-		    MAP_FAILED, "mmap(/dev/mem): errno %d", errno);
-	close(fd);
-	vm_set_user_memory_region(vm, SLOT, 0, VMCB_GPA, SIZE, mem);
-	return true;
-}
-
 TEST_F(nested_svm_pages, vmload_bare)
 {
 	if (!emulates_vmload())
 		SKIP(return, "needs kvm_amd.vls=0");
 
-	if (!map_physical(self->vm, self->mem, bare_memory()))
-		SKIP(return, "needs KVM_BARE_MEMORY and /dev/mem");
+	if (!map_physical(self->mem, SIZE, bare_memory()))
+		SKIP(return, NEEDS_BARE_MEMORY);
 
 	save_and_change(self->vcpu, self->vmcb);
 	EXPECT_EQ(run_op(self->vcpu, LOAD), LOADED);
@@ -307,8 +274,8 @@ TEST_F(nested_svm_pages, vmload_hole)
 	if (!emulates_vmload())
 		SKIP(return, "needs kvm_amd.vls=0");
 
-	if (!map_physical(self->vm, self->mem, bare_memory() - SIZE))
-		SKIP(return, "needs KVM_BARE_MEMORY and /dev/mem");
+	if (!map_physical(self->mem, SIZE, bare_memory() - SIZE))
+		SKIP(return, NEEDS_BARE_MEMORY);
 
 	save_and_change(self->vcpu, self->vmcb);
 	EXPECT_EQ(run_op(self->vcpu, LOAD), LOADED);
@@ -490,18 +457,14 @@ TEST_F(nested_svm_pages, vmcb12_in_other_memory)
 
 TEST_F(nested_svm_pages, vmcb12_moves)
 {
-	void *page = self->mem;
-	int node, status;
+	int node;
 
-	if (access("/sys/devices/system/node/node1", F_OK))
+	if (!has_two_nodes())
 		SKIP(return, "needs two nodes");
 
 	start_l2(self->vcpu);
-	for (node = 0; node < 2; node++) {
-		status = -1;
-		syscall(__NR_move_pages, 0, 1, &page, &node, &status, MPOL_MF_MOVE);
-		EXPECT_EQ(status, node);
-	}
+	for (node = 0; node < 2; node++)
+		EXPECT_EQ(move_to_node(self->mem, node), node);
 
 	EXPECT_EQ(run(self->vcpu), SVM_EXIT_VMMCALL);
 	EXPECT_EQ(self->vmcb->control.exit_code, SVM_EXIT_VMMCALL);
@@ -511,16 +474,12 @@ TEST_F(nested_svm_pages, vmcb12_moves)
 TEST_F(nested_svm_pages, vmcb12_saved_in_l2)
 {
 	struct kvm_x86_state *state;
-	u8 copy[PAGE_SIZE];
 
 	start_l2(self->vcpu);
 	state = vcpu_save_state(self->vcpu);
 	kvm_vm_release(self->vm);
 
-	memcpy(copy, self->mem, PAGE_SIZE);
-	kvm_madvise(self->mem, PAGE_SIZE, MADV_DONTNEED);
-	memcpy(self->mem, copy, PAGE_SIZE);
-
+	renew_page(self->mem);
 	self->vcpu = vm_recreate_with_one_vcpu(self->vm);
 	vm_set_user_memory_region(self->vm, SLOT, 0, VMCB_GPA, SIZE, self->mem);
 	vcpu_load_state(self->vcpu, state);
@@ -541,8 +500,8 @@ TEST_F(nested_svm_pages, vmcb12_no_memslot)
 
 TEST_F(nested_svm_pages, vmcb12_bare)
 {
-	if (!map_physical(self->vm, self->mem, bare_memory()))
-		SKIP(return, "needs KVM_BARE_MEMORY and /dev/mem");
+	if (!map_physical(self->mem, SIZE, bare_memory()))
+		SKIP(return, NEEDS_BARE_MEMORY);
 
 	start_l2(self->vcpu);
 	EXPECT_EQ(run(self->vcpu), SVM_EXIT_VMMCALL);
@@ -550,8 +509,8 @@ TEST_F(nested_svm_pages, vmcb12_bare)
 
 TEST_F(nested_svm_pages, vmcb12_hole)
 {
-	if (!map_physical(self->vm, self->mem, bare_memory() - SIZE))
-		SKIP(return, "needs KVM_BARE_MEMORY and /dev/mem");
+	if (!map_physical(self->mem, SIZE, bare_memory() - SIZE))
+		SKIP(return, NEEDS_BARE_MEMORY);
 
 	start_l2(self->vcpu);
 	EXPECT_EQ(run(self->vcpu), SVM_EXIT_VMMCALL);
@@ -561,25 +520,17 @@ TEST_F(nested_svm_pages, vmcb12_hole)
 TEST_F(nested_svm_pages, vmcb12_bare_unmapped)
 {
 	u8 copy[PAGE_SIZE];
-	int fd;
 
-	if (!map_physical(self->vm, self->mem, bare_memory()))
-		SKIP(return, "needs KVM_BARE_MEMORY and /dev/mem");
+	if (!map_physical(self->mem, SIZE, bare_memory()))
+		SKIP(return, NEEDS_BARE_MEMORY);
 
 	start_l2(self->vcpu);
 	memcpy(copy, self->mem, PAGE_SIZE);
-	kvm_munmap(self->mem, SIZE);
-	TEST_ASSERT(mmap(self->mem, SIZE, PROT_READ | PROT_WRITE,
-			 MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == self->mem,
-		    "mmap(): errno %d", errno);
+	map_anonymous(self->mem, SIZE);
 	EXPECT_EQ(run(self->vcpu), SVM_EXIT_VMMCALL);
 	EXPECT_EQ(self->vmcb->control.exit_code, SVM_EXIT_VMMCALL);
 
-	fd = open("/dev/mem", O_RDWR);
-	TEST_ASSERT(fd >= 0, "open(/dev/mem): errno %d", errno);
-	TEST_ASSERT(mmap(self->mem, SIZE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd,
-			 bare_memory()) == self->mem, "mmap(/dev/mem): errno %d", errno);
-	close(fd);
+	TEST_ASSERT(map_physical(self->mem, SIZE, bare_memory()), "errno %d", errno);
 	EXPECT_EQ(memcmp(copy, self->mem, PAGE_SIZE), 0);
 }
 
@@ -628,13 +579,8 @@ TEST_F(nested_svm_pages, vmcb12_in_turn)
 
 		/* The page is another one, with the same content. */
 		old = self->mem + page * PAGE_SIZE;
-		if (i / NR_PAGES % 2) {
-			u8 copy[PAGE_SIZE];
-
-			memcpy(copy, old, PAGE_SIZE);
-			kvm_madvise(old, PAGE_SIZE, MADV_DONTNEED);
-			memcpy(old, copy, PAGE_SIZE);
-		}
+		if (i / NR_PAGES % 2)
+			renew_page(old);
 		EXPECT_EQ(run(self->vcpu), SVM_EXIT_VMMCALL);
 		EXPECT_EQ(((struct vmcb *)old)->control.exit_code, SVM_EXIT_VMMCALL);
 	}
@@ -684,36 +630,25 @@ TEST_F(nested_svm_pages, rsm_unaligned_vmcb12)
 /* vmcb12 and the host save area have no struct page. */
 TEST_F(nested_svm_pages, smm_bare)
 {
-	if (!map_physical(self->vm, self->mem, bare_memory()))
-		SKIP(return, "needs KVM_BARE_MEMORY and /dev/mem");
+	if (!map_physical(self->mem, SIZE, bare_memory()))
+		SKIP(return, NEEDS_BARE_MEMORY);
 
 	start_l1_with_l2(self->vcpu);
 	run_l2_with_smi(self->vcpu);
 }
 
-static long run_to_exit(void *vcpu)
-{
-	return __vcpu_run(vcpu);
-}
-
-static void ignore_signal(int sig)
-{
-}
-
 /* #VMEXIT can't be interrupted, so it waits for the page. */
 TEST_F(nested_svm_pages, signal_at_vmexit)
 {
-	struct sigaction action = { .sa_handler = ignore_signal };
 	struct test_task task;
 	int uffd;
 
-	sigaction(SIGUSR1, &action, NULL);
 	start_l2(self->vcpu);
 	uffd = uffd_page_take(self->vmcb);
 
-	test_task_start(&task, run_to_exit, self->vcpu);
+	test_task_start(&task, test_task_vcpu_run, self->vcpu);
 	uffd_page_await(uffd, self->vmcb);
-	test_task_kill(&task, SIGUSR1);
+	test_task_interrupt(&task);
 	uffd_page_bring(uffd, self->vmcb);
 	test_task_join(&task);
 	close(uffd);

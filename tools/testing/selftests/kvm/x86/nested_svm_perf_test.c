@@ -17,12 +17,12 @@
  *  vmrun_two_*		VMRUN of two VMCBs in turn
  *  vmrun_three_*	VMRUN of three VMCBs in turn
  */
-#include <fcntl.h>
 #include <linux/sizes.h>
 #include <sys/mman.h>
 
 #include "kvm_syscalls.h"
 #include "kvm_util.h"
+#include "nested_memory.h"
 #include "processor.h"
 #include "svm_util.h"
 #include "test_util.h"
@@ -210,20 +210,13 @@ static void measure_huge_page(void)
 
 static void measure_bare_memory(void)
 {
-	const char *where = getenv("KVM_BARE_MEMORY");
-	void *mem;
-	int fd;
+	void *mem = kvm_mmap(NR_PAGES * PAGE_SIZE, PROT_READ | PROT_WRITE,
+			     MAP_PRIVATE | MAP_ANONYMOUS, -1);
 
-	fd = where ? open("/dev/mem", O_RDWR) : -1;
-	if (fd < 0) {
-		printf("bare: skipped, needs KVM_BARE_MEMORY and /dev/mem\n");
-		return;
-	}
-	mem = mmap(NULL, NR_PAGES * PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd,
-		   strtoull(where, NULL, 0));
-	TEST_ASSERT(mem != MAP_FAILED, "mmap(/dev/mem): errno %d", errno);
-	close(fd);
-	measure("bare", mem);
+	if (map_physical(mem, NR_PAGES * PAGE_SIZE, bare_memory()))
+		measure("bare", mem);
+	else
+		printf("bare: skipped, " NEEDS_BARE_MEMORY "\n");
 	kvm_munmap(mem, NR_PAGES * PAGE_SIZE);
 }
 

@@ -7,11 +7,9 @@
  * pages again.  What L2 writes must reach the memory that is there after the
  * change, and L2 must read what is there.
  *
- * Memory that the kernel doesn't manage is tested if its physical address is
- * given, as environment variable KVM_BARE_MEMORY.  A page of it is written to.
+ * For KVM_BARE_MEMORY, see nested_memory.h.
  */
 #include <fcntl.h>
-#include <linux/mempolicy.h>
 #include <signal.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
@@ -21,6 +19,7 @@
 #include "kvm_syscalls.h"
 #include "kvm_test_harness.h"
 #include "kvm_util.h"
+#include "nested_memory.h"
 #include "processor.h"
 #include "smm.h"
 #include "test_task.h"
@@ -28,7 +27,7 @@
 #include "vmx.h"
 
 /* Each page has a memslot of its own. */
-enum { VAPIC, OTHER_VAPIC, ACCESS, NR_PAGES };
+enum { VAPIC, OTHER_VAPIC, ACCESS, BITMAP, NR_PAGES };
 
 #define SIZE		(NR_PAGES * PAGE_SIZE)
 #define SLOT(page)	(10 + (page))
@@ -50,7 +49,7 @@ enum { VAPIC, OTHER_VAPIC, ACCESS, NR_PAGES };
 #define VMFAIL		0x1000
 #define INVALID_CONTROL	7
 
-enum { SET_TPR, GET_TPR, READ_APIC, WRITE_TPR_BY_APIC, HALT, EXIT_TO_L1, PLAY };
+enum { SET_TPR, GET_TPR, READ_APIC, WRITE_TPR_BY_APIC, HALT, EXIT_TO_L1, PLAY, READ_MSR };
 
 /* What L2 does next.  The guest's copy. */
 static struct {
@@ -145,6 +144,10 @@ static u64 do_op(void)
 	case EXIT_TO_L1:
 		vmcall();
 		return 0;
+	case READ_MSR:
+		asm volatile("rdmsr"
+			     : "=a"(val) : "c"(MSR_FS_BASE) : "rdx", "memory");
+		return val;
 	case PLAY:
 		/* Bochs 2.7 inhibits the interrupts of the host, too. */
 		asm volatile("sti" : : : "memory");
@@ -175,6 +178,7 @@ static void set_controls(int i)
 	vmwrite(GUEST_INTR_STATUS, l1.intr_status);
 	vmwrite(VIRTUAL_APIC_PAGE_ADDR, l1.vapic[i]);
 	vmwrite(APIC_ACCESS_ADDR, l1.access);
+	vmwrite(MSR_BITMAP, GPA(BITMAP));
 }
 
 static void skip_instruction(int len)
@@ -206,6 +210,10 @@ static void l1_code(struct vmx_pages *vmx0, struct vmx_pages *vmx1)
 		launched[i] = true;
 		switch (vmreadz(VM_EXIT_REASON)) {
 		case EXIT_REASON_APIC_ACCESS:
+			guest_regs.rax = EMULATED;
+			skip_instruction(2);
+			break;
+		case EXIT_REASON_MSR_READ:
 			guest_regs.rax = EMULATED;
 			skip_instruction(2);
 			break;
@@ -266,17 +274,6 @@ static void move_slot(struct kvm_vm *vm, int page, u64 gpa, u8 *mem)
 static u8 *alloc_page(void)
 {
 	return kvm_mmap(PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
-}
-
-static void map_page(u8 *page, int prot, int flags, int fd, off_t offset)
-{
-	TEST_ASSERT(mmap(page, PAGE_SIZE, prot, flags | MAP_FIXED, fd, offset) == page,
-		    "mmap(): errno %d", errno);
-}
-
-static void map_anonymous(u8 *page)
-{
-	map_page(page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 }
 
 static void alloc_vmcs12(struct kvm_vcpu *vcpu)
@@ -448,11 +445,6 @@ TEST_F(nested_vmx_pages, vapic_dropped_repeatedly)
 	}
 }
 
-static long run_to_exit(void *vcpu)
-{
-	return __vcpu_run(vcpu);
-}
-
 /* L2 doesn't exit to userspace meanwhile. */
 TEST_F(nested_vmx_pages, vapic_dropped_while_running)
 {
@@ -464,7 +456,7 @@ TEST_F(nested_vmx_pages, vapic_dropped_while_running)
 	start_l2(self->vcpu, self->vapic);
 	set_todo(self->vm, PLAY, 0);
 	WRITE_ONCE(g->round, -1ULL);
-	test_task_start(&task, run_to_exit, self->vcpu);
+	test_task_start(&task, test_task_vcpu_run, self->vcpu);
 
 	for (i = 1; i < 64; i++) {
 		if (i % 2)
@@ -488,7 +480,7 @@ TEST_F(nested_vmx_pages, vapic_dropped_while_running)
 TEST_F(nested_vmx_pages, vapic_remapped)
 {
 	start_l2(self->vcpu, self->vapic);
-	map_anonymous(self->vapic);
+	map_anonymous(self->vapic, PAGE_SIZE);
 	set_tpr(self->vapic, 7);
 
 	expect_vapic(_metadata, self->vcpu, self->vapic);
@@ -499,7 +491,7 @@ TEST_F(nested_vmx_pages, vapic_hole_punched)
 {
 	int fd = kvm_memfd_alloc(PAGE_SIZE, false);
 
-	map_page(self->vapic, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	map_over(self->vapic, PAGE_SIZE, MAP_SHARED, fd, 0);
 	start_l2(self->vcpu, self->vapic);
 	kvm_fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, PAGE_SIZE);
 	close(fd);
@@ -550,17 +542,9 @@ TEST_F(nested_vmx_pages, vapic_replaced)
 
 static void migrate(struct __test_metadata *_metadata, void *page, int node)
 {
-	int status = -1;
-
-	syscall(__NR_move_pages, 0, 1, &page, &node, &status, MPOL_MF_MOVE);
-	EXPECT_EQ(status, node) {
+	EXPECT_EQ(move_to_node(page, node), node) {
 		TH_LOG("The page can't be migrated");
 	}
-}
-
-static bool has_two_nodes(void)
-{
-	return !access("/sys/devices/system/node/node1", F_OK);
 }
 
 TEST_F(nested_vmx_pages, vapic_migrated)
@@ -631,7 +615,7 @@ TEST_F(nested_vmx_pages, vapic_reclaimed)
 	if (!has_swap())
 		SKIP(return, "needs swap");
 
-	map_page(self->vapic, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	map_over(self->vapic, PAGE_SIZE, MAP_SHARED, fd, 0);
 	close(fd);
 	start_l2(self->vcpu, self->vapic);
 	kvm_madvise(self->vapic, PAGE_SIZE, MADV_PAGEOUT);
@@ -670,23 +654,11 @@ TEST_F(nested_vmx_pages, vapic_forked)
 	EXPECT_EQ(WEXITSTATUS(status), 5);
 }
 
-/*
- * Map physical memory that the kernel doesn't manage over @page, and fill it.
- */
 static bool map_bare(u8 *page, u8 fill)
 {
-	const char *where = getenv("KVM_BARE_MEMORY");
-	int fd;
-
-	if (!where)
+	if (!map_physical(page, PAGE_SIZE, bare_memory()))
 		return false;
 
-	fd = open("/dev/mem", O_RDWR);
-	if (fd < 0)
-		return false;
-
-	map_page(page, PROT_READ | PROT_WRITE, MAP_SHARED, fd, strtoull(where, NULL, 0));
-	close(fd);
 	memset(page, fill, PAGE_SIZE);
 	return true;
 }
@@ -694,7 +666,7 @@ static bool map_bare(u8 *page, u8 fill)
 TEST_F(nested_vmx_pages, vapic_bare)
 {
 	if (!map_bare(self->vapic, 0))
-		SKIP(return, "needs KVM_BARE_MEMORY and /dev/mem");
+		SKIP(return, NEEDS_BARE_MEMORY);
 
 	start_l2(self->vcpu, self->vapic);
 	expect_vapic(_metadata, self->vcpu, self->vapic);
@@ -708,10 +680,10 @@ TEST_F(nested_vmx_pages, vapic_bare_unmapped)
 	int i, nr_written = 0;
 
 	if (!map_bare(self->vapic, 0))
-		SKIP(return, "needs KVM_BARE_MEMORY and /dev/mem");
+		SKIP(return, NEEDS_BARE_MEMORY);
 
 	start_l2(self->vcpu, self->vapic);
-	map_anonymous(self->vapic);
+	map_anonymous(self->vapic, PAGE_SIZE);
 	map_bare(owner, POISON);
 	EXPECT_EQ(run_op(self->vcpu, SET_TPR, 9), 0);
 
@@ -835,7 +807,7 @@ TEST_F(nested_vmx_pages, apic_access_with_ept)
 TEST_F(nested_vmx_pages, apic_access_bare)
 {
 	if (!map_bare(self->access, (u8)UNTOUCHED))
-		SKIP(return, "needs KVM_BARE_MEMORY and /dev/mem");
+		SKIP(return, NEEDS_BARE_MEMORY);
 
 	start_l2_with_apic_access(self->vcpu, self->vapic);
 	expect_apic_access(_metadata, self->vcpu, self->vapic, self->access);
@@ -967,7 +939,7 @@ TEST_F(nested_vmx_pages, unmapped_then_back)
 	kvm_munmap(self->vapic, PAGE_SIZE);
 	failed = run_unbacked(self->vcpu);
 
-	map_anonymous(self->vapic);
+	map_anonymous(self->vapic, PAGE_SIZE);
 	run_backed(self->vcpu, failed);
 	EXPECT_EQ(tpr(self->vapic), 9);
 	expect_vapic(_metadata, self->vcpu, self->vapic);
@@ -1094,7 +1066,7 @@ TEST_F(nested_vmx_pages, two_vmcs12_in_turn)
 
 		/* The page of the VMCS that is current, or of the other one. */
 		if (i & 2) {
-			map_anonymous(vapic[i / 4 % 2]);
+			map_anonymous(vapic[i / 4 % 2], PAGE_SIZE);
 			set_tpr(vapic[i / 4 % 2], 12);
 		}
 		EXPECT_EQ(run_op(self->vcpu, EXIT_TO_L1, 0), 0);
@@ -1121,7 +1093,7 @@ TEST_F(nested_vmx_pages, halted)
 	start_l2(self->vcpu, self->vapic);
 
 	set_todo(self->vm, HALT, 0);
-	test_task_start(&task, run_to_exit, self->vcpu);
+	test_task_start(&task, test_task_vcpu_run, self->vcpu);
 	test_task_await_sleep(&task);
 	kvm_madvise(self->vapic, PAGE_SIZE, MADV_DONTNEED);
 	send_irq(self->vm);
@@ -1221,9 +1193,70 @@ TEST_F(nested_vmx_pages, virtual_interrupt_vapic_remapped)
 		SKIP(return, "needs virtual-interrupt delivery");
 
 	start_l2_with_virtual_interrupt(self->vcpu, self->vapic);
-	map_anonymous(self->vapic);
+	map_anonymous(self->vapic, PAGE_SIZE);
 	set_virr(self->vapic);
 	expect_virtual_interrupt(_metadata, self->vcpu);
+}
+
+/* L1's MSR bitmap, which KVM reads at each entry */
+
+/* Of MSRs from 0xc0000000 on, whether L1 intercepts reads of MSR_FS_BASE. */
+static void set_intercept(u8 *bitmap, bool intercept)
+{
+	unsigned long *high = (void *)bitmap + 0x400;
+
+	if (intercept)
+		__set_bit(MSR_FS_BASE & 0x1fff, high);
+	else
+		__clear_bit(MSR_FS_BASE & 0x1fff, high);
+}
+
+static void expect_bitmap(struct __test_metadata *_metadata, struct kvm_vcpu *vcpu, u8 *bitmap)
+{
+	int i;
+
+	for (i = 0; i < 2; i++) {
+		set_intercept(bitmap, i);
+		/* Of both L2s, in turn. */
+		EXPECT_EQ(run_op(vcpu, EXIT_TO_L1, 0), 0);
+		EXPECT_EQ(run_op(vcpu, READ_MSR, 0), i ? EMULATED : 0);
+	}
+}
+
+TEST_F(nested_vmx_pages, bitmap_dropped)
+{
+	u8 *bitmap = self->mem + BITMAP * PAGE_SIZE;
+
+	l1.cpu_based |= CPU_BASED_USE_MSR_BITMAPS;
+	start_l2(self->vcpu, self->vapic);
+	expect_bitmap(_metadata, self->vcpu, bitmap);
+	kvm_madvise(bitmap, PAGE_SIZE, MADV_DONTNEED);
+	expect_bitmap(_metadata, self->vcpu, bitmap);
+}
+
+TEST_F(nested_vmx_pages, bitmap_read_only)
+{
+	u8 *bitmap = self->mem + BITMAP * PAGE_SIZE;
+
+	TEST_REQUIRE(kvm_has_cap(KVM_CAP_READONLY_MEM));
+
+	delete_slot(self->vm, BITMAP);
+	set_slot(self->vm, BITMAP, KVM_MEM_READONLY, bitmap);
+	l1.cpu_based |= CPU_BASED_USE_MSR_BITMAPS;
+	start_l2(self->vcpu, self->vapic);
+	expect_bitmap(_metadata, self->vcpu, bitmap);
+}
+
+TEST_F(nested_vmx_pages, bitmap_bare)
+{
+	u8 *bitmap = self->mem + BITMAP * PAGE_SIZE;
+
+	if (!map_bare(bitmap, 0))
+		SKIP(return, NEEDS_BARE_MEMORY);
+
+	l1.cpu_based |= CPU_BASED_USE_MSR_BITMAPS;
+	start_l2(self->vcpu, self->vapic);
+	expect_bitmap(_metadata, self->vcpu, bitmap);
 }
 
 /* Addresses that KVM can't map */

@@ -664,11 +664,6 @@ TEST_F(xen_dirty_ring_run, areas)
 	}
 }
 
-static long run(void *vcpu)
-{
-	return __vcpu_run((struct kvm_vcpu *)vcpu);
-}
-
 static void sig_handler(int sig)
 {
 }
@@ -708,7 +703,7 @@ TEST_F(xen_dirty_ring_run, preempted)
 	use_all_areas(rv);
 	vcpu_arch_set_entry_point(rv->vcpu, guest_spin);
 	log_pages(rv);
-	test_task_start(&task, run, rv->vcpu);
+	test_task_start(&task, test_task_vcpu_run, rv->vcpu);
 	pin_task_to_cpu(task.thread, cpu);
 	let_guest_run(rv);
 

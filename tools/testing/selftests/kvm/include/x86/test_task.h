@@ -49,6 +49,12 @@ static inline void test_task_start(struct test_task *task, long (*fn)(void *arg)
 		sched_yield();
 }
 
+/* A vCPU, until it exits to userspace or KVM_RUN fails. */
+static inline long test_task_vcpu_run(void *vcpu)
+{
+	return __vcpu_run(vcpu);
+}
+
 static inline void test_task_join(struct test_task *task)
 {
 	TEST_ASSERT_EQ(pthread_join(task->thread, NULL), 0);
@@ -72,6 +78,19 @@ static inline bool test_task_join_in_time(struct test_task *task)
 static inline void test_task_kill(struct test_task *task, int sig)
 {
 	TEST_ASSERT_EQ(pthread_kill(task->thread, sig), 0);
+}
+
+static inline void test_task_signal(int sig)
+{
+}
+
+/* Have a signal that does nothing else end the system call. */
+static inline void test_task_interrupt(struct test_task *task)
+{
+	struct sigaction action = { .sa_handler = test_task_signal };
+
+	TEST_ASSERT_EQ(sigaction(SIGUSR1, &action, NULL), 0);
+	test_task_kill(task, SIGUSR1);
 }
 
 /* A field of the task's status in /proc. */

@@ -1,0 +1,85 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Memory of an L1 hypervisor whose pages a test chooses and changes.
+ *
+ * Memory that the kernel doesn't manage is tested if its physical address is
+ * given, as environment variable KVM_BARE_MEMORY: a page of it, which may be
+ * written to, follows a page that is no RAM but has a struct page, e.g. if
+ * mem= ends a MiB before a section of memory (128 MiB) does, and
+ * KVM_BARE_MEMORY is where the section ends.
+ */
+#ifndef SELFTEST_KVM_NESTED_MEMORY_H
+#define SELFTEST_KVM_NESTED_MEMORY_H
+
+#include <fcntl.h>
+#include <linux/mempolicy.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "processor.h"
+#include "test_util.h"
+
+#define NEEDS_BARE_MEMORY	"needs KVM_BARE_MEMORY and /dev/mem"
+
+static inline off_t bare_memory(void)
+{
+	const char *s = getenv("KVM_BARE_MEMORY");
+
+	return s ? strtoull(s, NULL, 0) : 0;
+}
+
+static inline void map_over(void *mem, size_t size, int flags, int fd, off_t offset)
+{
+	TEST_ASSERT(mmap(mem, size, PROT_READ | PROT_WRITE, flags | MAP_FIXED, fd, offset) == mem,
+		    "mmap(): errno %d", errno);
+}
+
+/* Map physical memory from @where on.  Return false if that isn't possible. */
+static inline bool map_physical(void *mem, size_t size, off_t where)
+{
+	int fd;
+
+	if (!bare_memory())
+		return false;
+
+	fd = open("/dev/mem", O_RDWR);
+	if (fd < 0)
+		return false;
+
+	map_over(mem, size, MAP_SHARED, fd, where);
+	close(fd);
+	return true;
+}
+
+static inline void map_anonymous(void *mem, size_t size)
+{
+	map_over(mem, size, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+}
+
+/* Another page, with the same content. */
+static inline void renew_page(void *page)
+{
+	u8 copy[PAGE_SIZE];
+
+	memcpy(copy, page, PAGE_SIZE);
+	TEST_ASSERT_EQ(madvise(page, PAGE_SIZE, MADV_DONTNEED), 0);
+	memcpy(page, copy, PAGE_SIZE);
+}
+
+static inline bool has_two_nodes(void)
+{
+	return !access("/sys/devices/system/node/node1", F_OK);
+}
+
+/* Return the node that the page is on, or -errno. */
+static inline int move_to_node(void *page, int node)
+{
+	int status = -1;
+
+	syscall(__NR_move_pages, 0, 1, &page, &node, &status, MPOL_MF_MOVE);
+	return status;
+}
+
+#endif /* SELFTEST_KVM_NESTED_MEMORY_H */
