@@ -1076,11 +1076,11 @@ static int gpc_activate(struct gfn_to_pfn_cache *gpc, gpa_t gpa, unsigned long u
  * An invalidation that finds the area unmapped by another one makes the request
  * and waits nevertheless, as the other one may still be waiting.
  *
- * kvm_gpc_use() gives the address of an earlier call without being a reader.  As
- * gpc->used is set since that call, an invalidation makes the request, be it
+ * kvm_gpc_use() gives the address of an earlier call without being a reader.
+ * As gpc->used is set since that call, an invalidation makes the request, be it
  * before or after the test of gpc->hpa_valid, and the vCPU finds it.  gpc->khva
- * doesn't tell whether gpc->hpa is valid: kvm_gpc_lock() may have mapped another
- * page meanwhile.
+ * doesn't tell whether gpc->hpa is valid: kvm_gpc_lock() may have mapped
+ * another page meanwhile.
  */
 
 /* The physical address of a mapped area. */

@@ -74,6 +74,7 @@ static void l2_code_with_flush(void)
 
 /* Enter L2 without access to the eVMCS after the VMM was called. */
 #define enter_after_call(insn)								\
+({											\
 	asm volatile("push %%rbp\n\t"							\
 		     "mov %%rsp, (%0)\n\t"						\
 		     "lea 1f(%%rip), %%rax\n\t"						\
@@ -84,7 +85,8 @@ static void l2_code_with_flush(void)
 		     "1: pop %%rbp"							\
 		     : : "b"(&current_evmcs->host_rsp), "c"(&current_evmcs->host_rip)	\
 		     : "rax", "rdx", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12",	\
-		       "r13", "r14", "r15", "memory", "cc")
+		       "r13", "r14", "r15", "memory", "cc");				\
+})
 
 static void resume_after_call(void)
 {
