@@ -54,17 +54,16 @@ struct gfn_to_pfn_cache {
 	unsigned int __gpc_private len;
 	/* No signal but a fatal one ends the wait for a page. */
 	bool __gpc_private killable;
-	/* The hardware of @vcpu may have @hpa.  Written by the vCPU only. */
+	/* The hardware of @vcpu may use the area.  Written by the vCPU only. */
 	bool __gpc_private used;
-	/* The area hasn't been invalidated since @hpa was set. */
+	/* The area hasn't been invalidated since the last kvm_gpc_use(). */
 	bool __gpc_private hpa_valid;
 	/* The request that invalidations make, with its flags. */
 	unsigned int __gpc_private req;
 	/* NULL unless the cache is for guest use. */
 	struct kvm_vcpu *__gpc_private vcpu;
-	/* Where the area is, as of the last kvm_gpc_use(). */
+	/* The area's address, as of the last kvm_gpc_use(). */
 	gpa_t __gpc_private used_gpa;
-	hpa_t __gpc_private hpa;
 	struct kvm *__gpc_private kvm;
 	/* Serializes refreshes of the area, and its replacement. */
 	struct mutex __gpc_private refresh_lock;
@@ -289,9 +288,6 @@ void kvm_gpc_unlock(struct gfn_to_pfn_cache *gpc);
  */
 void kvm_gpc_unlock_dirty(struct gfn_to_pfn_cache *gpc);
 
-/* The part of kvm_gpc_use() that may sleep. */
-int __kvm_gpc_use(struct gfn_to_pfn_cache *gpc, gpa_t gpa, unsigned long len, hpa_t *hpa);
-
 /**
  * kvm_gpc_use() - get the physical address of an area for the vCPU's hardware
  * @gpc: the cache, initialized by kvm_gpc_init_vcpu()
@@ -306,8 +302,7 @@ int __kvm_gpc_use(struct gfn_to_pfn_cache *gpc, gpa_t gpa, unsigned long len, hp
  * and has found the request of kvm_gpc_init_vcpu() not pending after it has set
  * vcpu->mode, until kvm_gpc_use() or kvm_gpc_unuse() is called for @gpc.  Clear
  * the request before this is called, not afterwards.  The area stays in use
- * while the vCPU is outside guest mode: a call with the same arguments costs a
- * few instructions if there was no invalidation, and gives the same address.
+ * while the vCPU is outside guest mode, see kvm_gpc_is_used().
  *
  * While a memslot of the area is being moved or deleted, wait until that is
  * done.  kvm->srcu is dropped meanwhile.
@@ -324,16 +319,24 @@ int __kvm_gpc_use(struct gfn_to_pfn_cache *gpc, gpa_t gpa, unsigned long len, hp
  *	   -EINVAL: @len is 0, or the area doesn't lie in one page,
  *	   or an error of kvm_gpc_lock(), except -ENXIO.
  */
-static __always_inline int kvm_gpc_use(struct gfn_to_pfn_cache *gpc, gpa_t gpa,
-				       unsigned long len, hpa_t *hpa)
-{
-	if (unlikely(!READ_ONCE(ACCESS_PRIVATE(gpc, hpa_valid)) ||
-		     ACCESS_PRIVATE(gpc, used_gpa) != gpa ||
-		     ACCESS_PRIVATE(gpc, len) != len))
-		return __kvm_gpc_use(gpc, gpa, len, hpa);
+int kvm_gpc_use(struct gfn_to_pfn_cache *gpc, gpa_t gpa, unsigned long len, hpa_t *hpa);
 
-	*hpa = ACCESS_PRIVATE(gpc, hpa);
-	return 0;
+/**
+ * kvm_gpc_is_used() - whether the vCPU's hardware can use an area as it is
+ * @gpc: the cache, initialized by kvm_gpc_init_vcpu()
+ * @gpa: guest physical address of the area
+ *
+ * A user that binds @gpc to areas of one length only, and has kept the address
+ * that kvm_gpc_use() gave, needn't call that again if this is true.
+ *
+ * Context: Any, in the vCPU's task, outside guest mode.
+ * Return: Whether the last kvm_gpc_use() was for an area at @gpa and succeeded,
+ *	   and there was neither a kvm_gpc_unuse() nor an invalidation since.
+ */
+static __always_inline bool kvm_gpc_is_used(const struct gfn_to_pfn_cache *gpc, gpa_t gpa)
+{
+	return READ_ONCE(ACCESS_PRIVATE(gpc, hpa_valid)) &&
+	       ACCESS_PRIVATE(gpc, used_gpa) == gpa;
 }
 
 /**

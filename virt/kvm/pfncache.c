@@ -1071,16 +1071,15 @@ static int gpc_activate(struct gfn_to_pfn_cache *gpc, gpa_t gpa, unsigned long u
  * The request stays until the vCPU calls kvm_gpc_use() again.  The vCPU clears
  * the request first, so that an invalidation after that call sets it anew.
  * gpc->hpa_valid is cleared before the request is set, so the vCPU doesn't take
- * gpc->hpa for valid once it has seen the request.
+ * the address for valid once it has seen the request.
  *
  * An invalidation that finds the area unmapped by another one makes the request
  * and waits nevertheless, as the other one may still be waiting.
  *
- * kvm_gpc_use() gives the address of an earlier call without being a reader.
- * As gpc->used is set since that call, an invalidation makes the request, be it
- * before or after the test of gpc->hpa_valid, and the vCPU finds it.  gpc->khva
- * doesn't tell whether gpc->hpa is valid: kvm_gpc_lock() may have mapped
- * another page meanwhile.
+ * kvm_gpc_is_used() isn't a reader.  As gpc->used is set since kvm_gpc_use(),
+ * an invalidation makes the request, be it before or after the test of
+ * gpc->hpa_valid, and the vCPU finds it.  gpc->khva doesn't tell whether the
+ * address is valid: kvm_gpc_lock() may have mapped another page meanwhile.
  */
 
 /* The physical address of a mapped area. */
@@ -1092,7 +1091,7 @@ static hpa_t gpc_hpa(const struct gpc_area *area, void *khva)
 	return virt_to_phys(khva);
 }
 
-static int gpc_try_use(struct gfn_to_pfn_cache *gpc, gpa_t gpa, unsigned long len)
+static int gpc_try_use(struct gfn_to_pfn_cache *gpc, gpa_t gpa, unsigned long len, hpa_t *hpa)
 {
 	bool is_bound = kvm_gpc_gpa(gpc) == gpa && kvm_gpc_len(gpc) == len;
 	void *khva;
@@ -1109,7 +1108,7 @@ static int gpc_try_use(struct gfn_to_pfn_cache *gpc, gpa_t gpa, unsigned long le
 
 	WRITE_ONCE(gpc->used, true);
 	gpc->used_gpa = gpa;
-	gpc->hpa = gpc_hpa(gpc->area, khva);
+	*hpa = gpc_hpa(gpc->area, khva);
 	WRITE_ONCE(gpc->hpa_valid, true);
 
 	gpc_leave(gpc);
@@ -1138,12 +1137,12 @@ int kvm_vcpu_wait_for_memslots(struct kvm_vcpu *vcpu)
 }
 EXPORT_SYMBOL_FOR_KVM_INTERNAL(kvm_vcpu_wait_for_memslots);
 
-static int gpc_use(struct gfn_to_pfn_cache *gpc, gpa_t gpa, unsigned long len)
+static int gpc_use(struct gfn_to_pfn_cache *gpc, gpa_t gpa, unsigned long len, hpa_t *hpa)
 {
 	int ret;
 
 	do {
-		ret = gpc_try_use(gpc, gpa, len);
+		ret = gpc_try_use(gpc, gpa, len, hpa);
 
 		/* Userspace doesn't see that state of the memslot. */
 		if (ret == -EINPROGRESS)
@@ -1153,7 +1152,7 @@ static int gpc_use(struct gfn_to_pfn_cache *gpc, gpa_t gpa, unsigned long len)
 	return ret == -EAGAIN ? -EINTR : ret;
 }
 
-int __kvm_gpc_use(struct gfn_to_pfn_cache *gpc, gpa_t gpa, unsigned long len, hpa_t *hpa)
+int kvm_gpc_use(struct gfn_to_pfn_cache *gpc, gpa_t gpa, unsigned long len, hpa_t *hpa)
 {
 	int ret;
 
@@ -1171,17 +1170,15 @@ int __kvm_gpc_use(struct gfn_to_pfn_cache *gpc, gpa_t gpa, unsigned long len, hp
 	if (WARN_ON_ONCE(kvm_is_error_gpa(gpa)) || offset_in_page(gpa) + len > PAGE_SIZE)
 		ret = -EINVAL;
 	else
-		ret = gpc_use(gpc, gpa, len);
+		ret = gpc_use(gpc, gpa, len, hpa);
 
 	/* The area that the cache still is bound to may be another one. */
 	if (ret)
 		kvm_gpc_deactivate(gpc);
-	else
-		*hpa = gpc->hpa;
 
 	return ret;
 }
-EXPORT_SYMBOL_FOR_KVM_INTERNAL(__kvm_gpc_use);
+EXPORT_SYMBOL_FOR_KVM_INTERNAL(kvm_gpc_use);
 
 void kvm_gpc_unuse(struct gfn_to_pfn_cache *gpc)
 {

@@ -1761,6 +1761,12 @@ static int gpc_test_use_at(struct gpc_test *t, gpa_t gpa, unsigned long len)
 	return error;
 }
 
+/* As a vCPU does before it enters guest mode. */
+static int gpc_test_use_again(struct gpc_test *t)
+{
+	return kvm_gpc_is_used(&t->gpc, GPC_GPA) ? 0 : gpc_test_use_at(t, GPC_GPA, GPC_LEN);
+}
+
 static void gpc_test_mark_used_dirty(struct gpc_test *t)
 {
 	gpc_test_vcpu_begin(t->vcpu);
@@ -1873,7 +1879,7 @@ static void gpc_test_guest_use_request(struct kunit *test)
 	gpc_test_invalidate(t);
 	KUNIT_EXPECT_TRUE(test, kvm_check_request(GPC_TEST_REQ, t->vcpu));
 
-	KUNIT_ASSERT_EQ(test, gpc_test_use_at(t, GPC_GPA, GPC_LEN), 0);
+	KUNIT_ASSERT_EQ(test, gpc_test_use_again(t), 0);
 	KUNIT_EXPECT_NE(test, t->hpa, old);
 	KUNIT_EXPECT_EQ(test, t->hpa, gpc_test_hpa(test, GPC_GPA));
 	KUNIT_EXPECT_FALSE(test, gpc_test_request(t));
@@ -1894,7 +1900,7 @@ static void gpc_test_guest_use_after_lock(struct kunit *test)
 	gpc_test_expect_area(test, &t->gpc, GPC_GPA);
 	KUNIT_EXPECT_TRUE(test, gpc_test_request(t));
 
-	KUNIT_ASSERT_EQ(test, gpc_test_use_at(t, GPC_GPA, GPC_LEN), 0);
+	KUNIT_ASSERT_EQ(test, gpc_test_use_again(t), 0);
 	KUNIT_EXPECT_EQ(test, t->hpa, gpc_test_hpa(test, GPC_GPA));
 }
 
@@ -1917,27 +1923,36 @@ static void gpc_test_guest_use_own_activation_makes_no_request(struct kunit *tes
 	KUNIT_EXPECT_FALSE(test, gpc_test_request(t));
 }
 
-/* With a fatal signal pending, a lock that is held can't be waited for. */
-static void gpc_test_guest_use_same_gpa_no_lock(struct kunit *test)
+/* Whether the address that the vCPU has kept may be used. */
+static void gpc_test_guest_use_is_used(struct kunit *test)
 {
 	struct gpc_test *t = test->priv;
-	hpa_t hpa;
-	int error;
 
-	gpc_test_init_used(test);
-	hpa = t->hpa;
-	t->hpa = 0;
+	gpc_test_init_vcpu(test);
+	KUNIT_EXPECT_FALSE(test, kvm_gpc_is_used(&t->gpc, 0));
 
-	gpc_test_vcpu_begin(t->vcpu);
-	mutex_lock(&t->gpc.refresh_lock);
-	gpc_test_set_killed(true);
-	error = kvm_gpc_use(&t->gpc, GPC_GPA, GPC_LEN, &t->hpa);
-	gpc_test_set_killed(false);
-	mutex_unlock(&t->gpc.refresh_lock);
-	gpc_test_vcpu_end(t->vcpu);
+	KUNIT_ASSERT_EQ(test, gpc_test_use_at(t, GPC_GPA, GPC_LEN), 0);
+	KUNIT_EXPECT_TRUE(test, kvm_gpc_is_used(&t->gpc, GPC_GPA));
+	KUNIT_EXPECT_FALSE(test, kvm_gpc_is_used(&t->gpc, GPC_GPA2));
 
-	KUNIT_EXPECT_EQ(test, error, 0);
-	KUNIT_EXPECT_EQ(test, t->hpa, hpa);
+	KUNIT_ASSERT_EQ(test, gpc_test_use_at(t, GPC_GPA2, GPC_LEN), 0);
+	KUNIT_EXPECT_TRUE(test, kvm_gpc_is_used(&t->gpc, GPC_GPA2));
+	KUNIT_EXPECT_FALSE(test, kvm_gpc_is_used(&t->gpc, GPC_GPA));
+
+	KUNIT_EXPECT_EQ(test, gpc_test_use_at(t, GPC_NO_GPA, GPC_LEN), -ENOENT);
+	KUNIT_EXPECT_FALSE(test, kvm_gpc_is_used(&t->gpc, GPC_GPA2));
+
+	/* Mapped, but not by kvm_gpc_use(). */
+	KUNIT_ASSERT_EQ(test, gpc_test_use_at(t, GPC_GPA, GPC_LEN), 0);
+	gpc_test_invalidate(t);
+	KUNIT_EXPECT_FALSE(test, kvm_gpc_is_used(&t->gpc, GPC_GPA));
+	gpc_test_expect_area(test, &t->gpc, GPC_GPA);
+	KUNIT_EXPECT_FALSE(test, kvm_gpc_is_used(&t->gpc, GPC_GPA));
+
+	KUNIT_ASSERT_EQ(test, gpc_test_use_at(t, GPC_GPA, GPC_LEN), 0);
+	KUNIT_EXPECT_TRUE(test, kvm_gpc_is_used(&t->gpc, GPC_GPA));
+	kvm_gpc_unuse(&t->gpc);
+	KUNIT_EXPECT_FALSE(test, kvm_gpc_is_used(&t->gpc, GPC_GPA));
 }
 
 static int gpc_lookup_and_replace(const struct gpc_range *range, kvm_pfn_t *pfn,
@@ -1968,7 +1983,7 @@ static void gpc_test_guest_use_request_during_refresh(struct kunit *test)
 	KUNIT_EXPECT_TRUE(test, kvm_check_request(GPC_TEST_REQ, t->vcpu));
 
 	kunit_activate_static_stub(test, gpc_lookup_range, gpc_lookup_and_replace);
-	error = gpc_test_use_at(t, GPC_GPA, GPC_LEN);
+	error = gpc_test_use_again(t);
 	kunit_deactivate_static_stub(test, gpc_lookup_range);
 
 	KUNIT_ASSERT_EQ(test, error, 0);
@@ -2289,7 +2304,7 @@ static void gpc_test_guest_use_becomes_private(struct kunit *test)
 
 	gpc_test_use_private_mem(test);
 	gpc_test_expect_waits(test, gpc_test_convert);
-	KUNIT_EXPECT_EQ(test, gpc_test_use_at(t, GPC_GPA, GPC_LEN), -EACCES);
+	KUNIT_EXPECT_EQ(test, gpc_test_use_again(t), -EACCES);
 	xa_destroy(&t->kvm->mem_attr_array);
 }
 #endif
@@ -2445,7 +2460,7 @@ static struct kunit_case gpc_test_cases[] = {
 	KUNIT_CASE(gpc_test_guest_use_request),
 	KUNIT_CASE(gpc_test_guest_use_after_lock),
 	KUNIT_CASE(gpc_test_guest_use_own_activation_makes_no_request),
-	KUNIT_CASE(gpc_test_guest_use_same_gpa_no_lock),
+	KUNIT_CASE(gpc_test_guest_use_is_used),
 	KUNIT_CASE(gpc_test_guest_use_request_during_refresh),
 	KUNIT_CASE(gpc_test_guest_use_no_action_warns),
 	KUNIT_CASE(gpc_test_guest_use_retired_warns),

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * Stress of KVM's gfn_to_pfn_cache by way of its users: Xen's shared_info,
- * vcpu_info, vCPU time info and runstate (of which some cross a page), and
- * kvmclock.
+ * vcpu_info, vCPU time info and runstate (of which some cross a page),
+ * kvmclock, and vmcb12 or the virtual-APIC page of an L1 hypervisor.
  *
  * vCPUs use all areas, a thread raises events, another one changes the runstate
  * of vCPUs that do not run (idle ones, up to 1000), and three threads disturb
@@ -11,13 +11,15 @@
  * disturbers at rest, when all must work; every other round is gentle, i.e. has
  * no time in which an area has no memory.  The memory is a memfd, anonymous
  * memory, a guest_memfd, and anonymous memory that can be made private, each
- * for its share of the rounds.  What is checked:
+ * for its share of the rounds.  In gentle rounds, each vCPU has an L2, which is
+ * active while its page is disturbed.  What is checked:
  *
  *  - a page that is no longer an area's is filled with a pattern and must not
  *    change any more, and pages that the kernel freed are got back for that;
  *  - memory that may not be written, or is mapped elsewhere, does not change;
  *  - versions and times never go back, runstate's times add up, and at rest each
  *    run of the vCPU shows in each of its areas;
+ *  - what KVM or the processor writes for L2 is in L1's page afterwards;
  *  - each event that KVM said it raised is seen once, and none that was not
  *    raised.  An irqfd cannot say that it failed, so it must not fail.
  *
@@ -44,9 +46,12 @@
 #include <time.h>
 
 #include "test_util.h"
+#include "apic.h"
 #include "kvm_syscalls.h"
 #include "kvm_util.h"
 #include "processor.h"
+#include "svm_util.h"
+#include "vmx.h"
 #include "xen.h"
 
 #define MAX_VCPUS		4
@@ -72,7 +77,8 @@
 #define TIME_INFO(v)		(2 * PAGE_SIZE + (v) * 32)
 #define KVMCLOCK(v)		(3 * PAGE_SIZE + (v) * 32)
 #define RUNSTATE(v)		(5 * PAGE_SIZE - 60 + (v) * (2 * PAGE_SIZE + 20))
-#define IDLE_RUNSTATE(i)	((4 + 2 * MAX_VCPUS) * PAGE_SIZE + (i) * 60)
+#define NESTED(v)		((4 + 2 * MAX_VCPUS + (v)) * PAGE_SIZE)
+#define IDLE_RUNSTATE(i)	((4 + 3 * MAX_VCPUS) * PAGE_SIZE + (i) * 60)
 #define NR_PAGES(idle)		DIV_ROUND_UP(IDLE_RUNSTATE(idle), PAGE_SIZE)
 #define MAX_HOT			NR_PAGES(MAX_IDLE)
 
@@ -102,6 +108,7 @@ static struct shared {
 	u32 epoch;
 	u32 nr_vcpus;
 	u32 strict[MAX_VCPUS];
+	u32 nested[MAX_VCPUS];
 	u32 upcalls[MAX_VCPUS];
 	u32 sent[NR_WORDS];
 	u32 seen[NR_WORDS];
@@ -228,14 +235,152 @@ static void guest_send(u32 id)
 	}
 }
 
-static void guest_code(struct shared *shared, u32 id)
+/*
+ * L2
+ *
+ * It begins anew each time that it is entered, as the content of vmcb12, i.e.
+ * where it was, can be lost.  Before that, L1 leaves a mark in its page where
+ * KVM or the processor is going to write.
+ */
+
+#define L2_MARK		0x50
+#define L2_TPR		0x90
+
+#define L2_CLOBBERS	"rbx", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14",	\
+			"r15", "memory", "cc"
+
+struct l1 {
+	struct svm_test_data *svm;
+	struct vmx_pages *vmx;
+	bool is_launched;
+	/* L2 was active when this pass began. */
+	bool has_run;
+};
+
+static void l2_code_svm(void)
+{
+	/* From here on, the area may be out of reach. */
+	GUEST_SYNC(1);
+	vmmcall();
+	GUEST_FAIL("L2 goes on");
+}
+
+static void l2_code_vmx(void)
+{
+	u64 tpr;
+
+	GUEST_SYNC(1);
+	asm volatile("mov %%cr8, %0" : "=r"(tpr));
+	/* 0 if the content is lost. */
+	GUEST_ASSERT(!tpr || tpr == L2_MARK >> 4);
+	asm volatile("mov %0, %%cr8" : : "r"((u64)L2_TPR >> 4));
+	vmcall();
+	GUEST_FAIL("L2 goes on");
+}
+
+static void guest_enter_l2_by_svm(struct l1 *l1, u32 id)
+{
+	struct vmcb *vmcb12 = guest_area(NESTED(id));
+
+	*vmcb12 = *l1->svm->vmcb;
+	vmcb12->control.exit_code = L2_MARK;
+	asm volatile("clgi\n\t"
+		     "push %%rbp\n\t"
+		     "vmrun %%rax\n\t"
+		     "pop %%rbp\n\t"
+		     "stgi"
+		     : : "a"(AREA_GPA + NESTED(id)) : "rcx", "rdx", L2_CLOBBERS);
+}
+
+static u32 *guest_l2_tpr(u32 id)
+{
+	return guest_area(NESTED(id) + APIC_TASKPRI);
+}
+
+#define vmx_enter(insn)								\
+({										\
+	asm volatile("push %%rbp\n\t"						\
+		     "vmwrite %%rsp, %0\n\t"					\
+		     "lea 1f(%%rip), %%rax\n\t"					\
+		     "vmwrite %%rax, %1\n\t"					\
+		     insn "\n\t"						\
+		     "ud2\n\t"							\
+		     "1: pop %%rbp"						\
+		     : : "c"((u64)HOST_RSP), "d"((u64)HOST_RIP)			\
+		     : "rax", L2_CLOBBERS);					\
+})
+
+static void guest_enter_l2_by_vmx(struct l1 *l1, u32 id)
+{
+	*guest_l2_tpr(id) = L2_MARK;
+	vmwrite(GUEST_RIP, (u64)l2_code_vmx);
+	vmwrite(GUEST_RSP, (u64)l1->vmx->stack);
+
+	if (l1->is_launched)
+		vmx_enter("vmresume");
+	else
+		vmx_enter("vmlaunch");
+	l1->is_launched = true;
+
+	GUEST_ASSERT_EQ(vmreadz(VM_EXIT_REASON), EXIT_REASON_VMCALL);
+}
+
+static void guest_init_l1(struct l1 *l1, void *pages, u32 id)
+{
+	if (!pages)
+		return;
+
+	if (this_cpu_has(X86_FEATURE_SVM)) {
+		l1->svm = pages;
+		generic_svm_setup(l1->svm, l2_code_svm);
+		return;
+	}
+
+	l1->vmx = pages;
+	GUEST_ASSERT(prepare_for_vmx_operation(l1->vmx));
+	GUEST_ASSERT(load_vmcs(l1->vmx));
+	prepare_vmcs(l1->vmx, l2_code_vmx);
+	vmwrite(CPU_BASED_VM_EXEC_CONTROL,
+		vmreadz(CPU_BASED_VM_EXEC_CONTROL) | CPU_BASED_TPR_SHADOW);
+	vmwrite(VIRTUAL_APIC_PAGE_ADDR, AREA_GPA + NESTED(id));
+	vmwrite(TPR_THRESHOLD, 0);
+}
+
+/* The pass ends in L2, and L1 goes on in the next one. */
+static void guest_enter_l2(struct l1 *l1, u32 id)
+{
+	if (l1->svm)
+		guest_enter_l2_by_svm(l1, id);
+	else
+		guest_enter_l2_by_vmx(l1, id);
+	l1->has_run = true;
+}
+
+/* If the page's content isn't lost, it is what KVM or the processor wrote. */
+static void guest_check_l2(struct l1 *l1, u32 id, bool resync)
+{
+	struct vmcb *vmcb12 = guest_area(NESTED(id));
+	u64 seen, wanted;
+
+	if (!l1->has_run)
+		return;
+
+	seen = l1->svm ? vmcb12->control.exit_code : *guest_l2_tpr(id);
+	wanted = l1->svm ? SVM_EXIT_VMMCALL : L2_TPR;
+	__GUEST_ASSERT(seen == wanted || (!seen && resync), "L1 finds 0x%lx", seen);
+	l1->has_run = false;
+}
+
+static void guest_code(struct shared *shared, u32 id, void *nested_pages)
 {
 	struct guest_seen seen = {};
+	struct l1 l1 = {};
 	bool resync, strict;
 	u32 epoch = 0;
 
 	guest_sh = shared;
 	wrmsr(MSR_KERNEL_GS_BASE, id);
+	guest_init_l1(&l1, nested_pages, id);
 
 	for (;;) {
 		/*
@@ -259,22 +404,26 @@ static void guest_code(struct shared *shared, u32 id)
 		guest_check_clock(TIME_INFO(id), &seen.clocks[1], resync, strict);
 		guest_check_clock(VCPU_INFO(id) + offsetof(struct xen_vcpu_info, time),
 				  &seen.clocks[2], resync, strict);
+		guest_check_l2(&l1, id, resync);
 		shared->upcalls[id] = 0;
 		asm volatile("sti; nop; cli");
 		guest_consume(id, resync);
-		GUEST_SYNC(1);
+		if (shared->nested[id])
+			guest_enter_l2(&l1, id);
+		else
+			GUEST_SYNC(1);
 	}
 }
 
 /* The host: what all threads use */
 
 static u32 nr_vcpus = 2, nr_idle = 64, nr_hot, nr_rounds = 30, nr_actions = 48, seed;
-static bool gentle, quiet, round_over, stop;
+static bool gentle, nested, quiet, round_over, stop;
 static struct kvm_vm *vm;
 /* The ones that run, and then the ones that do not. */
 static struct kvm_vcpu *vcpus[MAX_VCPUS + MAX_IDLE];
 static u32 strict_passes[MAX_VCPUS], passes, retries, failed_sends, events[NR_SOURCES];
-static u32 idle_changes;
+static u32 idle_changes, l2_entries;
 static int irqfds[NR_WORDS];
 static pthread_barrier_t barrier;
 
@@ -398,6 +547,7 @@ static void *vcpu_thread(void *arg)
 
 	while (!READ_ONCE(stop)) {
 		sh->strict[id] = READ_ONCE(quiet);
+		sh->nested[id] = READ_ONCE(nested);
 		/*
 		 * For the clocks to be written anew; runstate is with each
 		 * KVM_RUN.
@@ -408,6 +558,7 @@ static void *vcpu_thread(void *arg)
 		run_to_sync(id);
 		pthread_rwlock_unlock(&slot_lock);
 		add(&passes, 1);
+		add(&l2_entries, sh->nested[id]);
 		WRITE_ONCE(strict_passes[id], sh->strict[id] ? strict_passes[id] + 1 : 0);
 	}
 	return NULL;
@@ -1088,6 +1239,30 @@ static void create_ports(void)
 	set_irqfds(true);
 }
 
+static bool has_tpr_shadow(void)
+{
+	return kvm_cpu_has(X86_FEATURE_VMX) &&
+	       kvm_get_feature_msr(MSR_IA32_VMX_TRUE_PROCBASED_CTLS) >> 32 & CPU_BASED_TPR_SHADOW;
+}
+
+static bool has_nested(void)
+{
+	return kvm_cpu_has(X86_FEATURE_SVM) || has_tpr_shadow();
+}
+
+/* What L1 needs besides its page of the area. */
+static gva_t create_nested(void)
+{
+	gva_t gva = 0;
+
+	if (kvm_cpu_has(X86_FEATURE_SVM))
+		vcpu_alloc_svm(vm, &gva);
+	else if (has_tpr_shadow())
+		vcpu_alloc_vmx(vm, &gva);
+
+	return gva;
+}
+
 static void create_vm(void)
 {
 	struct kvm_vcpu *vcpu;
@@ -1119,7 +1294,7 @@ static void create_vm(void)
 	set_vm_attr(KVM_XEN_ATTR_TYPE_RUNSTATE_UPDATE_FLAG, 1);
 	xen_set_upcall_vector(vm, UPCALL_VECTOR);
 	for (v = 0; v < nr_vcpus; v++) {
-		vcpu_args_set(vcpus[v], 2, gva, v);
+		vcpu_args_set(vcpus[v], 3, gva, v, create_nested());
 		kvmclock = AREA_GPA + KVMCLOCK(v);
 		vcpu = vcpus[v];
 		vcpu_set_msr(vcpu, MSR_KVM_SYSTEM_TIME_NEW, kvmclock | 1);
@@ -1216,6 +1391,10 @@ static void rest(void)
 	set_irqfds(true);
 	await_strict_passes(1);
 	await_strict_passes(4);
+
+	/* No L2 is active after the pass that follows its last one. */
+	WRITE_ONCE(nested, false);
+	await_strict_passes(2);
 }
 
 static void resume(void)
@@ -1232,6 +1411,7 @@ static void run_round(int round)
 {
 	alarm(max(60u, nr_actions));
 	gentle = round % 2;
+	nested = gentle && has_nested();
 	round_over = false;
 	/* An area by userspace address isn't private if its frame is. */
 	set_infos(round & 2 && memory != ON_CONVERTIBLE);
@@ -1288,6 +1468,7 @@ static void report(void)
 	pr_info("events: %u by ioctl, %u by irqfd, %u by hypercall; %u failed\n",
 		events[BY_IOCTL], events[BY_IRQFD], events[BY_HCALL], failed_sends);
 	pr_info("%u changes of the runstate of %u idle vCPUs\n", idle_changes, nr_idle);
+	pr_info("L2 was entered %u times\n", l2_entries);
 	for (d = disturbances; d < disturbances + ARRAY_SIZE(disturbances); d++)
 		if (!d->missing)
 			pr_info("%s: %u, %u in vain\n", d->name, d->done, d->tried - d->done);
@@ -1347,6 +1528,8 @@ int main(int argc, char *argv[])
 	pr_info("-a %u -i %u -n %u -r %u -s %u\n", nr_actions, nr_idle, nr_vcpus, nr_rounds, seed);
 	nr_hot = NR_PAGES(nr_idle);
 	look_for_what_is_missing();
+	if (!has_nested())
+		pr_info("not available: nested guests\n");
 	nr_kinds = get_kinds(kinds);
 
 	signal(SIGALRM, hang);

@@ -593,6 +593,34 @@ TEST_F(nested_evmcs_pages, destroyed_in_l2)
 	self->vcpu = vm_recreate_with_one_vcpu(self->vm);
 }
 
+static long release_vm(void *vm)
+{
+	kvm_vm_release(vm);
+	return 0;
+}
+
+/* There is no L1 any more that could see the eVMCS. */
+TEST_F(nested_evmcs_pages, destroyed_in_l2_without_page)
+{
+	struct test_task task;
+	bool ended;
+	int uffd;
+
+	self->vcpu = restore_in_l2(self->vcpu);
+	set_slot(self->vm, 0, self->mem);
+	uffd = uffd_page_take(self->mem);
+
+	test_task_start(&task, release_vm, self->vm);
+	ended = test_task_join_in_time(&task);
+	EXPECT_TRUE(ended);
+
+	uffd_page_bring(uffd, self->mem);
+	if (!ended)
+		test_task_join(&task);
+	close(uffd);
+	self->vcpu = vm_recreate_with_one_vcpu(self->vm);
+}
+
 int main(int argc, char *argv[])
 {
 	TEST_REQUIRE(kvm_cpu_has(X86_FEATURE_VMX));

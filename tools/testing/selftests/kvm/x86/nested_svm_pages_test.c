@@ -7,6 +7,7 @@
  * them.
  */
 #include <fcntl.h>
+#include <linux/sizes.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
@@ -38,6 +39,7 @@
 /* What the guest and the VMM give the other to load. */
 #define SAVED		0x1111000ULL
 #define LOADED		0x2222000ULL
+#define OTHER		0x3333000ULL
 
 enum { SAVE, LOAD };
 
@@ -375,6 +377,81 @@ TEST_F(nested_svm_pages, smm_host_save_area_is_logged)
 	run_to_smm(self->vcpu);
 	EXPECT_TRUE(is_dirty(self->vm, 1));
 	EXPECT_EQ(run(self->vcpu), LOADED);
+}
+
+/*
+ * VMLOAD and VMSAVE in SMM, which has an address space of its own.  They need
+ * paging, by a page directory of 4 MiB pages here.
+ */
+#define SMM_PAGE_DIRECTORY	(SMRAM_GPA + 0xa000)
+/* Present, writable, large. */
+#define PDE_4M			0x83
+
+/* Exits to userspace after each instruction under test. */
+static void get_vmload_handler(const void **start, const void **end)
+{
+	asm(".pushsection .rodata\n\t"
+	    ".code16\n"
+	    "1:\n\t"
+	    "mov %[efer], %%ecx\n\t"
+	    "rdmsr\n\t"
+	    "or %[svme], %%eax\n\t"
+	    "wrmsr\n\t"
+	    "mov %[cr4], %%eax\n\t"
+	    "mov %%eax, %%cr4\n\t"
+	    "mov %[cr3], %%eax\n\t"
+	    "mov %%eax, %%cr3\n\t"
+	    "mov %%cr0, %%eax\n\t"
+	    "or %[cr0], %%eax\n\t"
+	    "mov %%eax, %%cr0\n\t"
+	    "mov %[vmcb], %%eax\n\t"
+	    "vmload %%eax\n\t"
+	    "mov %[gs_base], %%ecx\n\t"
+	    "rdmsr\n\t"
+	    "out %%eax, %[port]\n\t"
+	    "mov %[saved], %%eax\n\t"
+	    "wrmsr\n\t"
+	    "mov %[vmcb], %%eax\n\t"
+	    "vmsave %%eax\n\t"
+	    "out %%eax, %[port]\n\t"
+	    "rsm\n"
+	    "2:\n\t"
+	    ".code64\n\t"
+	    ".popsection\n\t"
+	    "lea 1b(%%rip), %[start]\n\t"
+	    "lea 2b(%%rip), %[end]"
+	    : [start]"=r"(*start), [end]"=r"(*end)
+	    : [efer]"i"(MSR_EFER), [svme]"i"(EFER_SVME), [cr4]"i"(X86_CR4_PSE),
+	      [cr3]"i"(SMM_PAGE_DIRECTORY), [cr0]"i"(X86_CR0_PG | X86_CR0_PE),
+	      [vmcb]"i"(VMCB_GPA), [gs_base]"i"(MSR_KERNEL_GS_BASE),
+	      [port]"i"(SMI_PORT), [saved]"i"(SAVED));
+}
+
+TEST_F(nested_svm_pages, vmload_and_vmsave_in_smm)
+{
+	struct vmcb *in_smm = (void *)self->mem + PAGE_SIZE;
+	const void *start, *end;
+	u32 *page_directory;
+
+	TEST_REQUIRE(kvm_has_cap(KVM_CAP_X86_SMM));
+	TEST_REQUIRE(kvm_check_cap(KVM_CAP_MULTI_ADDRESS_SPACE) > 1);
+
+	save_and_change(self->vcpu, self->vmcb);
+	*in_smm = *self->vmcb;
+	in_smm->save.kernel_gs_base = OTHER;
+	vm_set_user_memory_region(self->vm, 1 << 16 | SLOT, 0, VMCB_GPA, PAGE_SIZE, in_smm);
+
+	get_vmload_handler(&start, &end);
+	setup_smram(self->vm, self->vcpu, SMRAM_GPA, start, end - start);
+	page_directory = addr_gpa2hva(self->vm, SMM_PAGE_DIRECTORY);
+	page_directory[SMRAM_GPA / SZ_4M] = SMRAM_GPA | PDE_4M;
+
+	run_to_smm(self->vcpu);
+	EXPECT_EQ(*(u32 *)((void *)self->vcpu->run + self->vcpu->run->io.data_offset), OTHER);
+
+	vcpu_run(self->vcpu);
+	EXPECT_EQ(in_smm->save.kernel_gs_base, SAVED);
+	EXPECT_EQ(self->vmcb->save.kernel_gs_base, LOADED);
 }
 
 /* VMRUN and #VMEXIT */

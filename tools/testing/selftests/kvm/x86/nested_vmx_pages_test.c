@@ -24,6 +24,7 @@
 #include "smm.h"
 #include "test_task.h"
 #include "test_util.h"
+#include "uffd_page.h"
 #include "vmx.h"
 
 /* Each page has a memslot of its own. */
@@ -290,17 +291,32 @@ static void fill_access(u8 *access)
 	memset(access, (u8)UNTOUCHED, PAGE_SIZE);
 }
 
+static u8 *alloc_memory(void)
+{
+	u8 *mem = kvm_mmap(SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+
+	fill_access(mem + ACCESS * PAGE_SIZE);
+	return mem;
+}
+
+static struct kvm_vcpu *create_vm(u8 *mem)
+{
+	struct kvm_vcpu *vcpu;
+	struct kvm_vm *vm = vm_create_with_one_vcpu(&vcpu, l1_code);
+
+	set_slots(vm, mem);
+	virt_map(vm, GPA(0), GPA(0), NR_PAGES);
+	alloc_vmcs12(vcpu);
+	return vcpu;
+}
+
 FIXTURE_SETUP(nested_vmx_pages)
 {
-	self->mem = kvm_mmap(SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+	self->mem = alloc_memory();
 	self->vapic = self->mem + VAPIC * PAGE_SIZE;
 	self->access = self->mem + ACCESS * PAGE_SIZE;
-	fill_access(self->access);
-
-	self->vm = vm_create_with_one_vcpu(&self->vcpu, l1_code);
-	set_slots(self->vm, self->mem);
-	virt_map(self->vm, GPA(0), GPA(0), NR_PAGES);
-	alloc_vmcs12(self->vcpu);
+	self->vcpu = create_vm(self->mem);
+	self->vm = self->vcpu->vm;
 }
 
 FIXTURE_TEARDOWN(nested_vmx_pages)
@@ -962,6 +978,34 @@ TEST_F(nested_vmx_pages, apic_access_unbacked_then_back)
 	kvm_munmap(other, PAGE_SIZE);
 }
 
+/*
+ * KVM has looked up the APIC-access page, and waits for the virtual-APIC page,
+ * when the former goes again.
+ */
+TEST_F(nested_vmx_pages, apic_access_dropped_while_vapic_is_missing)
+{
+	struct test_task task;
+	int uffd;
+
+	start_l2_with_apic_access(self->vcpu, self->vapic);
+	kvm_madvise(self->access, PAGE_SIZE, MADV_DONTNEED);
+	uffd = uffd_page_take(self->vapic);
+
+	set_todo(self->vm, READ_APIC, APIC_ID);
+	test_task_start(&task, test_task_vcpu_run, self->vcpu);
+	/* v7.3.4 doesn't look it up. */
+	while (!uffd_page_is_wanted(uffd) && !test_task_has_ended(&task))
+		sched_yield();
+	kvm_madvise(self->access, PAGE_SIZE, MADV_DONTNEED);
+	uffd_page_bring(uffd, self->vapic);
+	close(uffd);
+	test_task_join(&task);
+
+	TEST_ASSERT_EQ(task.ret, 0);
+	EXPECT_EQ(get_result(self->vcpu), EMULATED);
+	expect_vapic(_metadata, self->vcpu, self->vapic);
+}
+
 /* State of L2 that is saved and restored */
 
 TEST_F(nested_vmx_pages, save_restore_in_l2)
@@ -1257,6 +1301,75 @@ TEST_F(nested_vmx_pages, bitmap_bare)
 	l1.cpu_based |= CPU_BASED_USE_MSR_BITMAPS;
 	start_l2(self->vcpu, self->vapic);
 	expect_bitmap(_metadata, self->vcpu, bitmap);
+}
+
+/* The end of a VMM */
+
+#define NR_REAPED	4
+#define MAX_TRIES	16
+
+/* Have L2 run until the process is killed. */
+static void run_l2_forever(int ready)
+{
+	u8 *mem = alloc_memory();
+	struct kvm_vcpu *vcpu = create_vm(mem);
+	typeof(game) *g = addr_gva2hva(vcpu->vm, (gva_t)&game);
+	struct test_task task;
+
+	start_l2(vcpu, mem + VAPIC * PAGE_SIZE);
+	set_todo(vcpu->vm, PLAY, 0);
+	WRITE_ONCE(g->round, 1);
+	test_task_start(&task, test_task_vcpu_run, vcpu);
+	while (!READ_ONCE(g->played))
+		sched_yield();
+
+	TEST_ASSERT_EQ(write(ready, "", 1), 1);
+	test_task_join(&task);
+	TEST_FAIL("L2 has stopped");
+}
+
+/* Return false if the memory was gone by itself. */
+static bool reap_vmm(void)
+{
+	int ready[2], pidfd, ret;
+	pid_t vmm;
+	char c;
+
+	TEST_ASSERT_EQ(pipe(ready), 0);
+	vmm = fork();
+	TEST_ASSERT(vmm >= 0, "fork(): errno %d", errno);
+	if (!vmm)
+		run_l2_forever(ready[1]);
+
+	close(ready[1]);
+	TEST_ASSERT_EQ(read(ready[0], &c, 1), 1);
+	pidfd = syscall(__NR_pidfd_open, vmm, 0);
+	TEST_ASSERT(pidfd >= 0, "pidfd_open(): errno %d", errno);
+	TEST_ASSERT_EQ(kill(vmm, SIGKILL), 0);
+	do {
+		ret = syscall(__NR_process_mrelease, pidfd, 0) ? errno : 0;
+	} while (ret == EINVAL || ret == EAGAIN);
+
+	TEST_ASSERT(!ret || ret == ESRCH, "process_mrelease(): errno %d", ret);
+	TEST_ASSERT_EQ(waitpid(vmm, NULL, 0), vmm);
+	close(pidfd);
+	close(ready[0]);
+	return !ret;
+}
+
+/*
+ * The memory goes while L2 runs and may be using it: the notifier may not sleep
+ * and must wait for the vCPU.  KASAN and lockdep tell.
+ */
+TEST(reaped_in_l2)
+{
+	int i, reaped = 0;
+
+	for (i = 0; i < NR_REAPED || (i < MAX_TRIES && !reaped); i++)
+		reaped += reap_vmm();
+
+	TH_LOG("%d of %d were reaped", reaped, i);
+	EXPECT_LT(0, reaped);
 }
 
 /* Addresses that KVM can't map */

@@ -27,6 +27,7 @@ struct test_task {
 	pid_t tid;
 	long ret;
 	int err;
+	bool has_ended;
 };
 
 static void *test_task_run(void *arg)
@@ -37,6 +38,7 @@ static void *test_task_run(void *arg)
 	errno = 0;
 	task->ret = task->fn(task->arg);
 	task->err = task->ret < 0 ? errno : 0;
+	WRITE_ONCE(task->has_ended, true);
 	return NULL;
 }
 
@@ -53,6 +55,12 @@ static inline void test_task_start(struct test_task *task, long (*fn)(void *arg)
 static inline long test_task_vcpu_run(void *vcpu)
 {
 	return __vcpu_run(vcpu);
+}
+
+/* The caller must join the task nevertheless. */
+static inline bool test_task_has_ended(struct test_task *task)
+{
+	return READ_ONCE(task->has_ended);
 }
 
 static inline void test_task_join(struct test_task *task)
