@@ -8,6 +8,7 @@
  * to follow by itself.
  */
 #include <asm/kvm_para.h>
+#include <fcntl.h>
 #include <linux/falloc.h>
 #include <signal.h>
 #include <sys/mman.h>
@@ -413,6 +414,55 @@ TEST_F(gpc_gmem, punch)
 	write_areas(gv, 0);
 	EXPECT_EQ(areas_in(mem), gv->areas);
 	EXPECT_EQ(areas_in(gv->hva), 0);
+}
+
+/*
+ * The pages of the system that can't be evicted: a page of a guest_memfd is one
+ * as long as it exists.  Return -1 if they can't be counted exactly.
+ */
+static long count_unevictable(void)
+{
+	char line[128];
+	long nr = -1;
+	FILE *f;
+	int fd;
+
+	/* Compaction also takes pages out of the batches of CPUs. */
+	fd = open("/proc/sys/vm/compact_memory", O_WRONLY);
+	if (fd < 0 || write(fd, "1", 1) != 1)
+		return -1;
+	close(fd);
+	fd = open("/proc/sys/vm/stat_refresh", O_WRONLY);
+	if (fd < 0 || write(fd, "1", 1) != 1)
+		return -1;
+	close(fd);
+
+	f = fopen("/proc/vmstat", "r");
+	TEST_ASSERT(f, "/proc/vmstat: %s", strerror(errno));
+	while (fgets(line, sizeof(line), f) && sscanf(line, "nr_unevictable %ld", &nr) != 1)
+		;
+	fclose(f);
+	return nr;
+}
+
+/* KVM keeps no reference to a page that is mapped. */
+TEST_F(gpc_gmem, freed)
+{
+	struct gmem_vm *gv = &self->gv;
+	long before;
+
+	add_gmem(gv, MMAP | SHARED, NULL);
+	before = count_unevictable();
+	if (before < 0)
+		SKIP(return, "needs root, and compaction");
+
+	set_areas(gv);
+	memset(file_memory(gv->fd, 0), 0, SIZE);
+	write_areas(gv, 0);
+	EXPECT_EQ(count_unevictable(), before + NR_PAGES);
+
+	punch(gv, 0, SIZE);
+	EXPECT_EQ(count_unevictable(), before);
 }
 
 /* Memory of the memslot's guest physical address moves in the file. */
