@@ -349,7 +349,8 @@ static __always_inline bool kvm_gpc_is_used(const struct gfn_to_pfn_cache *gpc, 
  *
  * Context: May sleep.  Must be called by the vCPU's task with kvm->srcu held by
  *	    kvm_vcpu_srcu_read_lock() only, and without kvm->slots_lock.
- * Return: 0, or -EINTR if a fatal signal is pending.
+ * Return: 0, or -EINTR if a signal is pending, in other ioctls than KVM_RUN a
+ *	   fatal one.
  */
 int kvm_vcpu_wait_for_memslots(struct kvm_vcpu *vcpu);
 

@@ -1128,7 +1128,11 @@ int kvm_vcpu_wait_for_memslots(struct kvm_vcpu *vcpu)
 
 	kvm_vcpu_srcu_read_unlock(vcpu);
 
-	ret = mutex_lock_killable(&vcpu->kvm->slots_lock);
+	/* See gpc_wait_state(). */
+	if (vcpu->wants_to_run)
+		ret = mutex_lock_interruptible(&vcpu->kvm->slots_lock);
+	else
+		ret = mutex_lock_killable(&vcpu->kvm->slots_lock);
 	if (!ret)
 		mutex_unlock(&vcpu->kvm->slots_lock);
 

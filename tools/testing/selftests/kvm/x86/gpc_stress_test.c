@@ -281,6 +281,7 @@ static void l2_code_vmx(void)
 static void guest_enter_l2_by_svm(struct l1 *l1, u32 id)
 {
 	struct vmcb *vmcb12 = guest_area(NESTED(id));
+	u64 vmcb12_gpa = AREA_GPA + NESTED(id);
 
 	*vmcb12 = *l1->svm->vmcb;
 	vmcb12->control.exit_code = L2_MARK;
@@ -289,7 +290,7 @@ static void guest_enter_l2_by_svm(struct l1 *l1, u32 id)
 		     "vmrun %%rax\n\t"
 		     "pop %%rbp\n\t"
 		     "stgi"
-		     : : "a"(AREA_GPA + NESTED(id)) : "rcx", "rdx", L2_CLOBBERS);
+		     : "+a"(vmcb12_gpa) : : "rcx", "rdx", L2_CLOBBERS);
 }
 
 static u32 *guest_l2_tpr(u32 id)
@@ -299,6 +300,8 @@ static u32 *guest_l2_tpr(u32 id)
 
 #define vmx_enter(insn)								\
 ({										\
+	u64 host_rsp = HOST_RSP, host_rip = HOST_RIP;				\
+										\
 	asm volatile("push %%rbp\n\t"						\
 		     "vmwrite %%rsp, %0\n\t"					\
 		     "lea 1f(%%rip), %%rax\n\t"					\
@@ -306,8 +309,8 @@ static u32 *guest_l2_tpr(u32 id)
 		     insn "\n\t"						\
 		     "ud2\n\t"							\
 		     "1: pop %%rbp"						\
-		     : : "c"((u64)HOST_RSP), "d"((u64)HOST_RIP)			\
-		     : "rax", L2_CLOBBERS);					\
+		     : "+c"(host_rsp), "+d"(host_rip)				\
+		     : : "rax", L2_CLOBBERS);					\
 })
 
 static void guest_enter_l2_by_vmx(struct l1 *l1, u32 id)
@@ -1392,7 +1395,7 @@ static void rest(void)
 	await_strict_passes(1);
 	await_strict_passes(4);
 
-	/* No L2 is active after the pass that follows its last one. */
+	/* An L2 that is entered in one pass is active until the next one. */
 	WRITE_ONCE(nested, false);
 	await_strict_passes(2);
 }

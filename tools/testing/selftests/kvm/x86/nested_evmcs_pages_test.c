@@ -12,6 +12,7 @@
 #include "kvm_test_harness.h"
 #include "kvm_util.h"
 #include "nested_memory.h"
+#include "apic.h"
 #include "processor.h"
 #include "test_task.h"
 #include "test_util.h"
@@ -566,6 +567,46 @@ TEST_F(nested_evmcs_pages, saved_in_l2_without_memory)
 	set_slot(self->vm, 0, self->mem);
 
 	expect_exit(self->vcpu, self->evmcs);
+}
+
+static void send_init(struct kvm_vm *vm)
+{
+	struct kvm_msi msi = {
+		.address_lo = APIC_DEFAULT_GPA,
+		.data = APIC_DM_INIT,
+	};
+
+	TEST_ASSERT_EQ(__vm_ioctl(vm, KVM_SIGNAL_MSI, &msi), 1);
+}
+
+/* L2 exits to L1 before it has run, and before the eVMCS has memory. */
+TEST_F(nested_evmcs_pages, exit_before_memory)
+{
+	struct kvm_mp_state state;
+
+	self->vcpu = restore_in_l2(self->vcpu);
+	send_init(self->vm);
+	vcpu_mp_state_get(self->vcpu, &state);
+	expect_no_memory(self->vcpu);
+
+	set_slot(self->vm, 0, self->mem);
+	EXPECT_EQ(run_to_l1(self->vcpu), EXIT_REASON_INIT_SIGNAL);
+	EXPECT_EQ(self->evmcs->vm_exit_reason, EXIT_REASON_INIT_SIGNAL);
+}
+
+/* L2 is halted, so that KVM looks for its events first. */
+TEST_F(nested_evmcs_pages, signal_at_exit_from_halt)
+{
+	struct kvm_mp_state state = { .mp_state = KVM_MP_STATE_HALTED };
+
+	self->vcpu = restore_in_l2(self->vcpu);
+	set_slot(self->vm, 0, self->mem);
+	vcpu_mp_state_set(self->vcpu, &state);
+	send_init(self->vm);
+
+	run_until_signal(self->vcpu, self->mem);
+	EXPECT_EQ(run_to_l1(self->vcpu), EXIT_REASON_INIT_SIGNAL);
+	EXPECT_EQ(self->evmcs->vm_exit_reason, EXIT_REASON_INIT_SIGNAL);
 }
 
 /* By another process, whose memory the VM must not use. */

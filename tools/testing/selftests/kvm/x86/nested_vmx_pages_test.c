@@ -430,7 +430,7 @@ TEST_F(nested_vmx_pages, vapic_unchanged)
 TEST_F(nested_vmx_pages, vapic_dropped)
 {
 	start_l2(self->vcpu, self->vapic);
-	kvm_madvise(self->vapic, PAGE_SIZE, MADV_DONTNEED);
+	drop_page(self->vapic);
 
 	EXPECT_EQ(run_op(self->vcpu, GET_TPR, 0), 0);
 	expect_vapic(_metadata, self->vcpu, self->vapic);
@@ -441,7 +441,7 @@ TEST_F(nested_vmx_pages, vapic_dropped)
 TEST_F(nested_vmx_pages, vapic_dropped_then_written)
 {
 	start_l2(self->vcpu, self->vapic);
-	kvm_madvise(self->vapic, PAGE_SIZE, MADV_DONTNEED);
+	drop_page(self->vapic);
 
 	EXPECT_EQ(run_op(self->vcpu, SET_TPR, 9), 0);
 	EXPECT_EQ(tpr(self->vapic), 9);
@@ -454,7 +454,7 @@ TEST_F(nested_vmx_pages, vapic_dropped_repeatedly)
 
 	start_l2(self->vcpu, self->vapic);
 	for (i = 1; i < 4; i++) {
-		kvm_madvise(self->vapic, PAGE_SIZE, MADV_DONTNEED);
+		drop_page(self->vapic);
 		set_tpr(self->vapic, i);
 		EXPECT_EQ(run_op(self->vcpu, GET_TPR, 0), i);
 		expect_vapic(_metadata, self->vcpu, self->vapic);
@@ -476,7 +476,7 @@ TEST_F(nested_vmx_pages, vapic_dropped_while_running)
 
 	for (i = 1; i < 64; i++) {
 		if (i % 2)
-			kvm_madvise(self->vapic, PAGE_SIZE, MADV_DONTNEED);
+			drop_page(self->vapic);
 		set_tpr(self->vapic, i % 16);
 		WRITE_ONCE(g->round, i);
 		while (READ_ONCE(g->played) >> 4 != i)
@@ -746,7 +746,7 @@ TEST_F(nested_vmx_pages, apic_access_unchanged)
 TEST_F(nested_vmx_pages, apic_access_dropped)
 {
 	start_l2_with_apic_access(self->vcpu, self->vapic);
-	kvm_madvise(self->access, PAGE_SIZE, MADV_DONTNEED);
+	drop_page(self->access);
 	fill_access(self->access);
 
 	expect_apic_access(_metadata, self->vcpu, self->vapic, self->access);
@@ -757,7 +757,7 @@ TEST_F(nested_vmx_pages, apic_access_dropped)
 TEST_F(nested_vmx_pages, apic_access_dropped_then_read)
 {
 	start_l2_with_apic_access(self->vcpu, self->vapic);
-	kvm_madvise(self->access, PAGE_SIZE, MADV_DONTNEED);
+	drop_page(self->access);
 
 	EXPECT_EQ(run_op(self->vcpu, READ_APIC, APIC_ID), EMULATED);
 }
@@ -874,7 +874,7 @@ TEST_F(nested_vmx_pages, dirty_after_invalidation)
 	is_dirty(self->vm, VAPIC);
 
 	for (i = 1; i < 4; i++) {
-		kvm_madvise(self->vapic, PAGE_SIZE, MADV_DONTNEED);
+		drop_page(self->vapic);
 		EXPECT_EQ(run_op(self->vcpu, SET_TPR, i), 0);
 		EXPECT_TRUE(is_dirty(self->vm, VAPIC));
 		memcpy(copy, self->vapic, PAGE_SIZE);
@@ -890,7 +890,7 @@ TEST_F(nested_vmx_pages, dirty_before_invalidation)
 	is_dirty(self->vm, VAPIC);
 
 	EXPECT_EQ(run_op(self->vcpu, SET_TPR, 7), 0);
-	kvm_madvise(self->vapic, PAGE_SIZE, MADV_DONTNEED);
+	drop_page(self->vapic);
 	EXPECT_TRUE(is_dirty(self->vm, VAPIC));
 }
 
@@ -919,7 +919,7 @@ static bool run_unbacked(struct kvm_vcpu *vcpu)
 		return false;
 	}
 
-	TEST_ASSERT(run_fails(vcpu), "The page is needed once only");
+	TEST_ASSERT(run_fails(vcpu), "KVM_RUN goes on without the page");
 	return true;
 }
 
@@ -988,7 +988,7 @@ TEST_F(nested_vmx_pages, apic_access_dropped_while_vapic_is_missing)
 	int uffd;
 
 	start_l2_with_apic_access(self->vcpu, self->vapic);
-	kvm_madvise(self->access, PAGE_SIZE, MADV_DONTNEED);
+	drop_page(self->access);
 	uffd = uffd_page_take(self->vapic);
 
 	set_todo(self->vm, READ_APIC, APIC_ID);
@@ -996,7 +996,7 @@ TEST_F(nested_vmx_pages, apic_access_dropped_while_vapic_is_missing)
 	/* v7.3.4 doesn't look it up. */
 	while (!uffd_page_is_wanted(uffd) && !test_task_has_ended(&task))
 		sched_yield();
-	kvm_madvise(self->access, PAGE_SIZE, MADV_DONTNEED);
+	drop_page(self->access);
 	uffd_page_bring(uffd, self->vapic);
 	close(uffd);
 	test_task_join(&task);
@@ -1015,7 +1015,7 @@ TEST_F(nested_vmx_pages, save_restore_in_l2)
 	start_l2(self->vcpu, self->vapic);
 	state = vcpu_save_state(self->vcpu);
 	kvm_vm_release(self->vm);
-	kvm_madvise(self->vapic, PAGE_SIZE, MADV_DONTNEED);
+	drop_page(self->vapic);
 	set_tpr(self->vapic, 7);
 
 	self->vcpu = vm_recreate_with_one_vcpu(self->vm);
@@ -1024,7 +1024,7 @@ TEST_F(nested_vmx_pages, save_restore_in_l2)
 	kvm_x86_state_cleanup(state);
 	expect_vapic(_metadata, self->vcpu, self->vapic);
 
-	kvm_madvise(self->vapic, PAGE_SIZE, MADV_DONTNEED);
+	drop_page(self->vapic);
 	EXPECT_EQ(run_op(self->vcpu, GET_TPR, 0), 0);
 	expect_vapic(_metadata, self->vcpu, self->vapic);
 	expect_vapic_after_exits(_metadata, self->vcpu, self->vapic);
@@ -1054,7 +1054,7 @@ TEST_F(nested_vmx_pages, restore_in_l2)
 
 	start_l2(self->vcpu, self->vapic);
 	state = vcpu_save_state(self->vcpu);
-	kvm_madvise(self->vapic, PAGE_SIZE, MADV_DONTNEED);
+	drop_page(self->vapic);
 	set_tpr(self->vapic, 7);
 
 	vcpu_nested_state_set(self->vcpu, &state->nested);
@@ -1082,11 +1082,11 @@ TEST_F(nested_vmx_pages, rsm)
 	TEST_ASSERT_KVM_EXIT_REASON(self->vcpu, KVM_EXIT_IO);
 	TEST_ASSERT_EQ(self->vcpu->run->io.port, SMI_PORT);
 
-	kvm_madvise(self->vapic, PAGE_SIZE, MADV_DONTNEED);
+	drop_page(self->vapic);
 	set_tpr(self->vapic, 7);
 	expect_vapic(_metadata, self->vcpu, self->vapic);
 
-	kvm_madvise(self->vapic, PAGE_SIZE, MADV_DONTNEED);
+	drop_page(self->vapic);
 	EXPECT_EQ(run_op(self->vcpu, GET_TPR, 0), 0);
 	expect_vapic(_metadata, self->vcpu, self->vapic);
 }
@@ -1139,7 +1139,7 @@ TEST_F(nested_vmx_pages, halted)
 	set_todo(self->vm, HALT, 0);
 	test_task_start(&task, test_task_vcpu_run, self->vcpu);
 	test_task_await_sleep(&task);
-	kvm_madvise(self->vapic, PAGE_SIZE, MADV_DONTNEED);
+	drop_page(self->vapic);
 	send_irq(self->vm);
 	test_task_join(&task);
 	TEST_ASSERT_EQ(task.ret, 0);
@@ -1242,6 +1242,58 @@ TEST_F(nested_vmx_pages, virtual_interrupt_vapic_remapped)
 	expect_virtual_interrupt(_metadata, self->vcpu);
 }
 
+/* KVM finds the interrupt before L2 has run in the restored VM. */
+TEST_F(nested_vmx_pages, virtual_interrupt_restored)
+{
+	struct kvm_x86_state *state;
+
+	if (!has_secondary_control(SECONDARY_EXEC_VIRTUAL_INTR_DELIVERY))
+		SKIP(return, "needs virtual-interrupt delivery");
+
+	start_l2_with_virtual_interrupt(self->vcpu, self->vapic);
+	state = vcpu_save_state(self->vcpu);
+	kvm_vm_release(self->vm);
+	memset(self->vapic, 0, PAGE_SIZE);
+	set_virr(self->vapic);
+
+	self->vcpu = vm_recreate_with_one_vcpu(self->vm);
+	set_slots(self->vm, self->mem);
+	vcpu_load_state(self->vcpu, state);
+	kvm_x86_state_cleanup(state);
+	expect_virtual_interrupt(_metadata, self->vcpu);
+}
+
+/* L2 sleeps, and the interrupt isn't inhibited by the new page. */
+TEST_F(nested_vmx_pages, virtual_interrupt_while_halted)
+{
+	u8 *other = alloc_page();
+	struct test_task task;
+	bool ended;
+
+	if (!has_secondary_control(SECONDARY_EXEC_VIRTUAL_INTR_DELIVERY))
+		SKIP(return, "needs virtual-interrupt delivery");
+
+	vm_install_exception_handler(self->vm, IRQ_VECTOR, irq_handler);
+	start_l2_with_virtual_interrupt(self->vcpu, self->vapic);
+	set_todo(self->vm, HALT, 0);
+	test_task_start(&task, test_task_vcpu_run, self->vcpu);
+	test_task_await_sleep(&task);
+
+	set_virr(other);
+	TEST_ASSERT(mremap(other, PAGE_SIZE, PAGE_SIZE, MREMAP_MAYMOVE | MREMAP_FIXED,
+			   self->vapic) == self->vapic, "mremap(): errno %d", errno);
+	ended = test_task_join_in_time(&task);
+	EXPECT_TRUE(ended);
+	if (!ended) {
+		test_task_interrupt(&task);
+		test_task_join(&task);
+		return;
+	}
+
+	TEST_ASSERT_EQ(task.ret, 0);
+	EXPECT_EQ(get_result(self->vcpu), 1);
+}
+
 /* L1's MSR bitmap, which KVM reads at each entry */
 
 /* Of MSRs from 0xc0000000 on, whether L1 intercepts reads of MSR_FS_BASE. */
@@ -1328,7 +1380,7 @@ static void run_l2_forever(int ready)
 	TEST_FAIL("L2 has stopped");
 }
 
-/* Return false if the memory was gone by itself. */
+/* Return false if the VMM had exited by then. */
 static bool reap_vmm(void)
 {
 	int ready[2], pidfd, ret;
@@ -1359,7 +1411,7 @@ static bool reap_vmm(void)
 
 /*
  * The memory goes while L2 runs and may be using it: the notifier may not sleep
- * and must wait for the vCPU.  KASAN and lockdep tell.
+ * and must wait for the vCPU.  Only the kernel tells, by KASAN and lockdep.
  */
 TEST(reaped_in_l2)
 {
@@ -1382,6 +1434,33 @@ TEST_F(nested_vmx_pages, vapic_no_memslot)
 	l1.vapic[0] = GPA(VAPIC);
 	start_l2(self->vcpu, self->vapic);
 	expect_vapic(_metadata, self->vcpu, self->vapic);
+}
+
+/*
+ * The APIC-access page goes while KVM reads the MSR bitmap, the last thing that
+ * it does before L2 is entered.
+ */
+TEST_F(nested_vmx_pages, vapic_no_memslot_and_access_dropped)
+{
+	u8 *bitmap = self->mem + BITMAP * PAGE_SIZE;
+	struct test_task task;
+	int uffd;
+
+	l1.vapic[1] = UNBACKED_GPA;
+	l1.cpu_based |= CPU_BASED_USE_MSR_BITMAPS;
+	start_l2_with_apic_access(self->vcpu, self->vapic);
+
+	uffd = uffd_page_take(bitmap);
+	set_todo(self->vm, EXIT_TO_L1, 0);
+	test_task_start(&task, test_task_vcpu_run, self->vcpu);
+	uffd_page_await(uffd, bitmap);
+	drop_page(self->access);
+	uffd_page_bring(uffd, bitmap);
+	close(uffd);
+	test_task_join(&task);
+
+	TEST_ASSERT_EQ(task.ret, 0);
+	EXPECT_EQ(get_result(self->vcpu), VMFAIL + INVALID_CONTROL);
 }
 
 /* L2 can't access TPR, so that the page doesn't matter. */

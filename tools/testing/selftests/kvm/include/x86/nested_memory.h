@@ -16,6 +16,7 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include "processor.h"
@@ -56,6 +57,17 @@ static inline bool map_physical(void *mem, size_t size, off_t where)
 static inline void map_anonymous(void *mem, size_t size)
 {
 	map_over(mem, size, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+}
+
+/* A pipe keeps the old page, so that the next one is another page. */
+static inline void drop_page(void *page)
+{
+	struct iovec iov = { .iov_base = page, .iov_len = PAGE_SIZE };
+	int fds[2];
+
+	TEST_ASSERT_EQ(pipe(fds), 0);
+	TEST_ASSERT_EQ(vmsplice(fds[1], &iov, 1, 0), PAGE_SIZE);
+	TEST_ASSERT_EQ(madvise(page, PAGE_SIZE, MADV_DONTNEED), 0);
 }
 
 /* Another page, with the same content. */
