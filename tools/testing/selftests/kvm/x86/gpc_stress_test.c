@@ -11,8 +11,8 @@
  * disturbers at rest, when all must work; every other round is gentle, i.e. has
  * no time in which an area has no memory.  The memory is a memfd, anonymous
  * memory, a guest_memfd, and anonymous memory that can be made private, each
- * for its share of the rounds.  In gentle rounds, each vCPU has an L2, which is
- * active while its page is disturbed.  What is checked:
+ * for its share of the rounds.  In half of the gentle rounds, each vCPU has an
+ * L2, which is active while its page is disturbed.  What is checked:
  *
  *  - a page that is no longer an area's is filled with a pattern and must not
  *    change any more, and pages that the kernel freed are got back for that;
@@ -1414,7 +1414,7 @@ static void run_round(int round)
 {
 	alarm(max(60u, nr_actions));
 	gentle = round % 2;
-	nested = gentle && has_nested();
+	nested = round % 4 == 1 && has_nested();
 	round_over = false;
 	/* An area by userspace address isn't private if its frame is. */
 	set_infos(round & 2 && memory != ON_CONVERTIBLE);
