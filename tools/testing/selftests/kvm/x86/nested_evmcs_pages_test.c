@@ -6,7 +6,6 @@
  *
  * For KVM_BARE_MEMORY, see nested_memory.h.
  */
-#include <sys/wait.h>
 
 #include "kvm_syscalls.h"
 #include "kvm_test_harness.h"
@@ -607,31 +606,6 @@ TEST_F(nested_evmcs_pages, signal_at_exit_from_halt)
 	run_until_signal(self->vcpu, self->mem);
 	EXPECT_EQ(run_to_l1(self->vcpu), EXIT_REASON_INIT_SIGNAL);
 	EXPECT_EQ(self->evmcs->vm_exit_reason, EXIT_REASON_INIT_SIGNAL);
-}
-
-/* By another process, whose memory the VM must not use. */
-TEST_F(nested_evmcs_pages, destroyed_in_l2)
-{
-	int fds[2];
-	pid_t pid;
-	char c;
-
-	self->vcpu = restore_in_l2(self->vcpu);
-	set_slot(self->vm, 0, self->mem);
-
-	TEST_ASSERT(!pipe(fds), "pipe(): errno %d", errno);
-	pid = fork();
-	TEST_ASSERT(pid >= 0, "fork(): errno %d", errno);
-	if (!pid) {
-		close(fds[1]);
-		_exit(read(fds[0], &c, 1));
-	}
-
-	kvm_vm_release(self->vm);
-	close(fds[1]);
-	TEST_ASSERT_EQ(waitpid(pid, NULL, 0), pid);
-	close(fds[0]);
-	self->vcpu = vm_recreate_with_one_vcpu(self->vm);
 }
 
 static long release_vm(void *vm)
