@@ -47,8 +47,12 @@ KTAP = re.compile(r'K?TAP version \d')
 RESULT = re.compile(r'^(ok|not ok) \d+ selftests: (\S+): (\S+)(?: # ?(.*))?$')
 # Without these, a test that does not end does not say where it is.
 ARGUMENTS = [('xen_shinfo_test', '-v')]
+# The lines of a case within a test: its beginning, that it passed, its verdict.
+CASE_RUNS = re.compile(r'^(# )*#\s+RUN\s')
+CASE_PASSED = re.compile(r'^(# )*#\s+OK\s')
+CASE_OK = re.compile(r'^(# )+ok \d+ (?!.*# SKIP)')
 # Lines of a failed test's log that the summary shows.
-TAIL = 40
+TAIL = 60
 
 
 def die(msg):
@@ -424,20 +428,34 @@ class Runner:
                               f'"{e.verdict}", which did not happen; take the line out')
 
     def summary(self, plans):
+        # Where there is nothing but this output, or only its end, it has to say enough.
+        for log in dict.fromkeys(log for *_, log in self.unexpected):
+            if os.path.basename(os.path.dirname(log)) == 'tests':
+                self.out(f'\n{os.path.relpath(log)}:')
+                with open(log, errors='replace') as f:
+                    self.out(''.join(f'    {l}' for l in without_passed_cases(f)[-TAIL:]).rstrip())
         if self.unexpected:
             self.out('\nFailures:')
             for plan, test, text, log in self.unexpected:
                 self.out(f'  {plan.name} {test or "machine"}: {text}\n      {os.path.relpath(log)}')
-                # Where there is nothing but this output, it has to say enough.
-                if os.path.basename(os.path.dirname(log)) == 'tests':
-                    with open(log, errors='replace') as f:
-                        self.out(''.join(f'        {l}' for l in f.readlines()[-TAIL:]).rstrip())
         self.out(f'\nresults in {os.path.relpath(self.dir)}, {time.monotonic() - self.t0:.0f} s; '
                  f'{self.listed} failed, skipped or were left out as harness/expected says')
         if self.args.junit:
             write_junit(plans, self.args.junit, {(p, t): x for p, t, x, _ in self.unexpected})
         self.out(f'{self.passed} passed, {len(self.unexpected)} failed, {self.skipped} skipped')
         return 1 if self.unexpected or not self.passed else 0
+
+
+def without_passed_cases(lines):
+    kept, case = [], []
+    for line in lines:
+        if CASE_RUNS.match(line):
+            kept, case = kept + case, [line]
+        elif CASE_PASSED.match(line):
+            case = []
+        elif not CASE_OK.match(line):
+            (case if case else kept).append(line)
+    return kept + case
 
 
 # The kernel's own KTAP parser and JUnit writer -------------------------------

@@ -115,6 +115,17 @@ class Runner(Machine):
                    'kvm:two: fail: exit=254', 'tests/kvm-two.log', '# why it failed',
                    last='1 passed, 1 failed, 0 skipped')
 
+    def test_failing_case(self):
+        """The summary shows what a case said that failed, and no other's; it ends with the cases' names."""
+        _, out, _ = self.run_('pass one\nnote begin kvm:two\n'
+                              'result two "# TAP version 13\n# 1..2\n'
+                              '# #  RUN           f.a ...\n# # fine\n# #            OK  f.a\n# ok 1 f.a\n'
+                              '# #  RUN           f.b ...\n# # broken\n# # b: Test failed\n# not ok 2 f.b\n'
+                              'not ok 1 selftests: kvm: two # exit=1"\nnote end kvm:two 1\n' + END)
+        self.assertIn('# # broken', out)
+        self.assertNotIn('# # fine', out)
+        self.assertIn('failed: f.b', out.split('Failures:')[1])
+
     def test_posting(self):
         """What is expected of a case that a later posting adds need not happen."""
         os.makedirs(os.path.join(self.dir, 'posting'))
