@@ -17,7 +17,7 @@
  *
  *  - unbound: its memslots are unknown.  A new area is unbound, and an area by
  *    guest physical address is unbound again when one of its memslots changes.
- *  - bound: it has a range in kvm->gpc_index for each memslot that it lies in,
+ *  - bound: it has a range in kvm->gpc_tree for each memslot that it lies in,
  *    or two in a VM that has private memory, so that invalidations find it.
  *  - mapped: gpc->khva points to it.  Readers check gpc->khva only.
  *
@@ -37,8 +37,8 @@
  *  - kvm->srcu: held by a refresh from the lookup of memslots until the area is
  *    mapped.  An activation takes refresh_lock inside of it, to publish its
  *    area, so a holder of refresh_lock must not wait for kvm->srcu.
- *  - kvm->gpc_lock: protects kvm->gpc_index, the ranges of all areas and their
- *    states.  Invalidations spin for readers under it.
+ *  - kvm->gpc_lock: protects the tree, the ranges of all areas, their states
+ *    and the invalidations under way.  Invalidations spin for readers under it.
  *
  * Readers take no lock.
  */
@@ -54,9 +54,9 @@
 #include "kvm_mm.h"
 #include "pfncache_map.h"
 
-/* Contiguous pages of an area, in one memslot, by one of the indexes. */
+/* Contiguous pages of an area, in one memslot, in one of the trees. */
 struct gpc_range {
-	/* In the tree of kvm->gpc_index[by]. */
+	/* In kvm->gpc_tree[by]. */
 	struct interval_tree_node node;
 	struct gpc_area *area;
 	/* NULL and 0 if the area is bound by HVA. */
@@ -99,7 +99,7 @@ struct gpc_area {
 
 #define gpc_for_each_range(range, kvm, by, first, last)					\
 	for (struct interval_tree_node *__node =					\
-		     interval_tree_iter_first(&(kvm)->gpc_index[by].tree, first, last);	\
+		     interval_tree_iter_first(&(kvm)->gpc_tree[by], first, last);	\
 	     __node && (range = container_of(__node, struct gpc_range, node), true);	\
 	     __node = interval_tree_iter_next(__node, first, last))
 
@@ -116,7 +116,7 @@ static void gpc_add_range(struct gpc_area *area, enum kvm_gpc_by by, unsigned lo
 	range->by = by;
 	range->node.start = first;
 	range->node.last = last;
-	interval_tree_insert(&range->node, &area->gpc->kvm->gpc_index[by].tree);
+	interval_tree_insert(&range->node, &area->gpc->kvm->gpc_tree[by]);
 }
 
 static void gpc_add_hva_range(struct gpc_area *area, unsigned long uhva,
@@ -153,7 +153,7 @@ static void gpc_unbind(struct gpc_area *area)
 
 	while (area->nr_ranges) {
 		range = &area->range[--area->nr_ranges];
-		interval_tree_remove(&range->node, &kvm->gpc_index[range->by].tree);
+		interval_tree_remove(&range->node, &kvm->gpc_tree[range->by]);
 	}
 
 	area->bound = false;
@@ -458,15 +458,15 @@ static __always_inline void gpc_invalidate_ranges(struct kvm *kvm, enum kvm_gpc_
 static __always_inline void gpc_invalidate_start(struct kvm *kvm, enum kvm_gpc_by by,
 						 unsigned long first, unsigned long last)
 {
-	struct kvm_gpc_index *index = &kvm->gpc_index[by];
+	struct kvm_gpc_invalidations *inv = &kvm->gpc_invalidations;
 	struct gpc_kick kick = {};
 
 	scoped_guard(spinlock, &kvm->gpc_lock) {
 		/* A notifier can neither fail nor sleep. */
-		if (index->nr < ARRAY_SIZE(index->range))
-			index->range[index->nr++] = (struct kvm_gpc_range){ first, last };
+		if (inv->nr < ARRAY_SIZE(inv->range))
+			inv->range[inv->nr++] = (struct kvm_gpc_range){ by, first, last };
 		else
-			index->nr_anywhere++;
+			inv->nr_anywhere++;
 
 		gpc_invalidate_ranges(kvm, by, first, last, &kick);
 	}
@@ -477,21 +477,22 @@ static __always_inline void gpc_invalidate_start(struct kvm *kvm, enum kvm_gpc_b
 static __always_inline void gpc_forget_invalidation(struct kvm *kvm, enum kvm_gpc_by by,
 						    unsigned long first, unsigned long last)
 {
-	struct kvm_gpc_index *index = &kvm->gpc_index[by];
+	struct kvm_gpc_invalidations *inv = &kvm->gpc_invalidations;
 	unsigned int i;
 
 	lockdep_assert_held(&kvm->gpc_lock);
 
 	/* Invalidations of the same range are interchangeable. */
-	for (i = 0; i < index->nr; i++) {
-		if (index->range[i].start == first && index->range[i].last == last) {
-			index->range[i] = index->range[--index->nr];
+	for (i = 0; i < inv->nr; i++) {
+		if (inv->range[i].by == by && inv->range[i].start == first &&
+		    inv->range[i].last == last) {
+			inv->range[i] = inv->range[--inv->nr];
 			return;
 		}
 	}
 
-	if (!WARN_ON_ONCE(!index->nr_anywhere))
-		index->nr_anywhere--;
+	if (!WARN_ON_ONCE(!inv->nr_anywhere))
+		inv->nr_anywhere--;
 }
 
 static __always_inline void gpc_invalidate_end(struct kvm *kvm, enum kvm_gpc_by by,
@@ -511,8 +512,8 @@ static __always_inline void gpc_invalidate_end(struct kvm *kvm, enum kvm_gpc_by 
 	 * A refresh that isn't asleep yet checks under gpc_lock before it
 	 * sleeps.
 	 */
-	if (wq_has_sleeper(&kvm->gpc_wait))
-		wake_up_all(&kvm->gpc_wait);
+	if (wq_has_sleeper(&kvm->gpc_invalidations.wait))
+		wake_up_all(&kvm->gpc_invalidations.wait);
 
 	/* The pages may be present now, and users of the area may need them. */
 	if (retry)
@@ -641,33 +642,24 @@ static int gpc_lock_refresh(struct gfn_to_pfn_cache *gpc)
 	return mutex_lock_killable(&gpc->refresh_lock);
 }
 
-static bool gpc_range_is_being_invalidated(const struct gpc_range *range)
-{
-	const struct kvm_gpc_index *index = &range->area->gpc->kvm->gpc_index[range->by];
-	unsigned int i;
-
-	for (i = 0; i < index->nr; i++) {
-		if (index->range[i].start <= range->node.last &&
-		    index->range[i].last >= range->node.start)
-			return true;
-	}
-
-	return index->nr_anywhere;
-}
-
 /* Whether an invalidation that overlaps the area is under way. */
 static bool gpc_is_being_invalidated(const struct gpc_area *area)
 {
-	unsigned int i;
+	struct kvm_gpc_invalidations *inv = &area->gpc->kvm->gpc_invalidations;
+	unsigned int i, j;
 
 	lockdep_assert_held(&area->gpc->kvm->gpc_lock);
 
-	for (i = 0; i < area->nr_ranges; i++) {
-		if (gpc_range_is_being_invalidated(&area->range[i]))
-			return true;
+	for (i = 0; i < inv->nr; i++) {
+		for (j = 0; j < area->nr_ranges; j++) {
+			if (inv->range[i].by == area->range[j].by &&
+			    inv->range[i].start <= area->range[j].node.last &&
+			    inv->range[i].last >= area->range[j].node.start)
+				return true;
+		}
 	}
 
-	return false;
+	return inv->nr_anywhere;
 }
 
 static int gpc_try_begin_lookup(struct gpc_area *area)
@@ -689,7 +681,7 @@ static int gpc_try_begin_lookup(struct gpc_area *area)
 
 /*
  * Once this returns, each invalidation of the area sets area->stale, as the
- * area is in the index, and invalidations that began earlier have ended.
+ * area is in the tree, and invalidations that began earlier have ended.
  *
  * kvm->srcu is held during the wait.  This can't deadlock, as an invalidation
  * that is under way doesn't wait for kvm->srcu, nor for changes of memslots,
@@ -699,7 +691,7 @@ static int gpc_begin_lookup(struct gpc_area *area)
 {
 	int ret, signal;
 
-	signal = wait_event_state(area->gpc->kvm->gpc_wait,
+	signal = wait_event_state(area->gpc->kvm->gpc_invalidations.wait,
 				  (ret = gpc_try_begin_lookup(area)) != -EBUSY,
 				  gpc_wait_state(area->gpc));
 	return signal ? -EINTR : ret;
@@ -1263,10 +1255,10 @@ void kvm_gpc_unlock_dirty(struct gfn_to_pfn_cache *gpc)
 
 	lockdep_assert(lock_is_held(&gpc_lockdep_map));
 
-	for (; range < end; range++) {
+	do {
 		if (range->memslot && kvm_slot_dirty_track_enabled(range->memslot))
 			gpc_mark_range_dirty(gpc->kvm, range);
-	}
+	} while (++range < end);
 
 	gpc_leave(gpc);
 }
@@ -1402,9 +1394,9 @@ EXPORT_SYMBOL_FOR_KVM_INTERNAL(kvm_gpc_deactivate);
 void kvm_gpc_init_vm(struct kvm *kvm)
 {
 	spin_lock_init(&kvm->gpc_lock);
-	kvm->gpc_index[KVM_GPC_BY_HVA].tree = RB_ROOT_CACHED;
-	kvm->gpc_index[KVM_GPC_BY_GFN].tree = RB_ROOT_CACHED;
-	init_waitqueue_head(&kvm->gpc_wait);
+	kvm->gpc_tree[KVM_GPC_BY_HVA] = RB_ROOT_CACHED;
+	kvm->gpc_tree[KVM_GPC_BY_GFN] = RB_ROOT_CACHED;
+	init_waitqueue_head(&kvm->gpc_invalidations.wait);
 	init_llist_head(&kvm->gpc_stale_maps);
 	INIT_WORK(&kvm->gpc_unmap_work, gpc_unmap_stale_fn);
 }

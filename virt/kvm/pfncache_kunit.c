@@ -269,7 +269,7 @@ static void gpc_test_exit(struct kunit *test)
 	kvm_gpc_deactivate(&t->gpc);
 	kvm_gpc_deactivate(&t->gpc2);
 	vfree(t->cold);
-	KUNIT_EXPECT_TRUE(test, RB_EMPTY_ROOT(&t->kvm->gpc_index[KVM_GPC_BY_HVA].tree.rb_root));
+	KUNIT_EXPECT_TRUE(test, RB_EMPTY_ROOT(&t->kvm->gpc_tree[KVM_GPC_BY_HVA].rb_root));
 	kvm_gpc_destroy_vm(t->kvm);
 	cleanup_srcu_struct(&t->kvm->srcu);
 }
@@ -658,7 +658,7 @@ static void gpc_test_wakes_up(struct kunit *test)
 	init_completion(&t->locker_done);
 	locker = kthread_run(gpc_test_locker, t, "gpc_test_locker");
 	KUNIT_ASSERT_FALSE(test, IS_ERR(locker));
-	while (!wq_has_sleeper(&t->kvm->gpc_wait) &&
+	while (!wq_has_sleeper(&t->kvm->gpc_invalidations.wait) &&
 	       !completion_done(&t->locker_done))
 		schedule_timeout_uninterruptible(1);
 
@@ -676,7 +676,7 @@ static void gpc_test_wakes_up(struct kunit *test)
 static void gpc_test_many_invalidations(struct kunit *test)
 {
 	struct gpc_test *t = test->priv;
-	int room = ARRAY_SIZE(t->kvm->gpc_index[KVM_GPC_BY_HVA].range) - 1;
+	int room = ARRAY_SIZE(t->kvm->gpc_invalidations.range) - 1;
 	int i;
 
 	gpc_test_activate(test);
@@ -692,15 +692,15 @@ static void gpc_test_many_invalidations(struct kunit *test)
 
 	for (i = 0; i < room; i++)
 		gpc_test_invalidate_end(t, 1);
-	KUNIT_EXPECT_EQ(test, t->kvm->gpc_index[KVM_GPC_BY_HVA].nr, 0);
-	KUNIT_EXPECT_EQ(test, t->kvm->gpc_index[KVM_GPC_BY_HVA].nr_anywhere, 0);
+	KUNIT_EXPECT_EQ(test, t->kvm->gpc_invalidations.nr, 0);
+	KUNIT_EXPECT_EQ(test, t->kvm->gpc_invalidations.nr_anywhere, 0);
 }
 
 /* More invalidations than there is room for: all are counted, and all end. */
 static void gpc_test_no_room(struct kunit *test)
 {
 	struct gpc_test *t = test->priv;
-	int room = ARRAY_SIZE(t->kvm->gpc_index[KVM_GPC_BY_HVA].range);
+	int room = ARRAY_SIZE(t->kvm->gpc_invalidations.range);
 	int i;
 
 	gpc_test_activate(test);
@@ -717,8 +717,8 @@ static void gpc_test_no_room(struct kunit *test)
 
 	gpc_test_invalidate_end(t, 0);
 	KUNIT_EXPECT_FALSE(test, gpc_test_has_to_wait(&t->gpc));
-	KUNIT_EXPECT_EQ(test, t->kvm->gpc_index[KVM_GPC_BY_HVA].nr, 0);
-	KUNIT_EXPECT_EQ(test, t->kvm->gpc_index[KVM_GPC_BY_HVA].nr_anywhere, 0);
+	KUNIT_EXPECT_EQ(test, t->kvm->gpc_invalidations.nr, 0);
+	KUNIT_EXPECT_EQ(test, t->kvm->gpc_invalidations.nr_anywhere, 0);
 }
 
 /* Call the real gpc_lookup_range() while it is redirected to @stub. */
@@ -841,6 +841,29 @@ static void gpc_test_wait_for_own_gfn(struct kunit *test)
 	gpc_test_expect_area(test, &t->gpc, GPC_GPA);
 }
 #endif
+
+/* Addresses and frame numbers are told apart, also if they are the same. */
+static void gpc_test_gfn_is_no_address(struct kunit *test)
+{
+	struct gpc_test *t = test->priv;
+	gfn_t gfn = t->uaddr, end = gfn + PAGE_SIZE;
+
+	gpc_test_activate(test);
+	gpc_test_expect_area(test, &t->gpc, GPC_GPA);
+
+	gpc_test_invalidate_start(t, 0);
+	kvm_gpc_invalidate_gfn_start(t->kvm, gfn, end);
+	kvm_gpc_invalidate_gfn_end(t->kvm, gfn, end);
+	KUNIT_EXPECT_TRUE(test, gpc_test_has_to_wait(&t->gpc));
+	gpc_test_invalidate_end(t, 0);
+	gpc_test_expect_area(test, &t->gpc, GPC_GPA);
+
+	kvm_gpc_invalidate_gfn_start(t->kvm, gfn, end);
+	KUNIT_EXPECT_NOT_NULL(test, t->gpc.khva);
+	gpc_test_invalidate(t);
+	KUNIT_EXPECT_FALSE(test, gpc_test_has_to_wait(&t->gpc));
+	kvm_gpc_invalidate_gfn_end(t->kvm, gfn, end);
+}
 
 /* While a new area is looked up, the old area is refreshed as usual. */
 static int gpc_lookup_and_lock(const struct gpc_range *range, kvm_pfn_t *pfn, struct page **page)
@@ -2437,6 +2460,7 @@ static struct kunit_case gpc_test_cases[] = {
 	KUNIT_CASE(gpc_test_becomes_private),
 	KUNIT_CASE(gpc_test_wait_for_own_gfn),
 #endif
+	KUNIT_CASE(gpc_test_gfn_is_no_address),
 	KUNIT_CASE(gpc_test_refresh_during_activation),
 	KUNIT_CASE(gpc_test_activation_during_activation),
 	KUNIT_CASE(gpc_test_trylock_stale),

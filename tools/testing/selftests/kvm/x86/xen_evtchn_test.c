@@ -360,15 +360,19 @@ static void wait_for_clock(struct kvm_vm *vm, u64 when)
 TEST_F(xen_evtchn, timer_read_while_pending)
 {
 	struct xen_shared_info *shinfo = addr_gpa2hva(self->vm, SHINFO_GPA);
-	u64 later = xen_get_clock(self->vm) + 300000000;
+	u64 later, delay = 100000000;
 
 	xen_set_shared_info(self->vm, SHINFO_GPA);
-	xen_set_timer(self->vcpu, EVTCHN_PORT, later);
-	set_reach(self->vm, SHINFO_GPA, false);
-	xen_set_timer(self->vcpu, EVTCHN_PORT, 1);
-	EXPECT_EQ(xen_timer_expires(self->vcpu), 1);
-	set_reach(self->vm, SHINFO_GPA, true);
-	EXPECT_LT(xen_get_clock(self->vm), later);
+	/* The timer must not expire before it is set anew. */
+	do {
+		delay *= 2;
+		later = xen_get_clock(self->vm) + delay;
+		xen_set_timer(self->vcpu, EVTCHN_PORT, later);
+		set_reach(self->vm, SHINFO_GPA, false);
+		xen_set_timer(self->vcpu, EVTCHN_PORT, 1);
+		EXPECT_EQ(xen_timer_expires(self->vcpu), 1);
+		set_reach(self->vm, SHINFO_GPA, true);
+	} while (xen_get_clock(self->vm) >= later);
 
 	vcpu_run(self->vcpu);
 	EXPECT_TRUE(event_is_pending(self->vm));

@@ -22,7 +22,7 @@
 
 /* How long, in CPU time, to watch a thread, and how many times. */
 #define VCPU_THREAD_WATCH_NS		10000000
-#define VCPU_THREAD_MAX_WATCHES		15
+#define VCPU_THREAD_MAX_WATCHES		100
 
 struct vcpu_thread {
 	struct kvm_vcpu *vcpu;
