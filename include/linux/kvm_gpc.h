@@ -4,7 +4,8 @@
 
 /*
  * KVM's gfn-to-pfn cache, or GPC: an area of guest memory that KVM itself reads
- * and writes, e.g. Xen's shared_info or kvmclock, kept mapped in the kernel.
+ * and writes, e.g. Xen's shared_info or kvmclock, kept mapped in the kernel, or
+ * that the hardware which runs a vCPU uses by its physical address.
  *
  *	kvm_gpc_init(&foo->gpc, kvm);
  *	r = kvm_gpc_activate(&foo->gpc, gpa, sizeof(*area));
@@ -56,7 +57,7 @@ struct gfn_to_pfn_cache {
 	bool __gpc_private killable;
 	/* The hardware of @vcpu may use the area.  Written by the vCPU only. */
 	bool __gpc_private used;
-	/* The area hasn't been invalidated since the last kvm_gpc_use(). */
+	/* The address that the last kvm_gpc_use() gave is still valid. */
 	bool __gpc_private hpa_valid;
 	/* The request that invalidations make, with its flags. */
 	unsigned int __gpc_private req;
@@ -123,8 +124,8 @@ void kvm_gpc_init_vcpu(struct gfn_to_pfn_cache *gpc, struct kvm_vcpu *vcpu, unsi
  * tasks activate @gpc concurrently, the cache ends up bound to the area that
  * was mapped last.
  *
- * A cache whose area is in use by hardware can't be bound to another area, but
- * by kvm_gpc_use().
+ * If hardware uses the area, only kvm_gpc_use() may bind the cache to another
+ * one.
  *
  * Context: May sleep.  Must be called by a task that uses the VM's mm, and not
  *	    with @gpc locked.
@@ -142,8 +143,8 @@ int kvm_gpc_activate(struct gfn_to_pfn_cache *gpc, gpa_t gpa, unsigned long len)
  *
  * Like kvm_gpc_activate(), for an area that need not be part of the guest's
  * address space, and that does not move when memslots change.  Writes to the
- * area are not recorded in any dirty log.  The pages are the ones that are
- * mapped in userspace, also if the guest has other ones at their addresses.
+ * area are not recorded in any dirty log.  The area is the memory that is
+ * mapped at @uhva, even if a memslot there has its memory in a guest_memfd.
  *
  * Context: Same as kvm_gpc_activate().
  * Return: 0, or else
@@ -255,8 +256,8 @@ void *kvm_gpc_lock(struct gfn_to_pfn_cache *gpc);
  *
  * Like kvm_gpc_lock(), for callers that cannot sleep.
  *
- * Context: Any, including hard irq on PREEMPT_RT.  Disables preemption if
- *	    successful.
+ * Context: Any but NMI, including hard irq on PREEMPT_RT.  Disables preemption
+ *	    if successful.
  * Return: The kernel address of the area's first byte, or else an ERR_PTR() of:
  *	   -ENXIO: @gpc is not active,
  *	   -EWOULDBLOCK: the area is unmapped, kvm_gpc_lock() may be able to map
@@ -298,23 +299,26 @@ void kvm_gpc_unlock_dirty(struct gfn_to_pfn_cache *gpc);
  *	 on error
  *
  * Bind the cache to the area if it isn't bound to it yet, and map the area if
- * necessary.  Hardware may use the address whenever the vCPU is in guest mode
- * and has found the request of kvm_gpc_init_vcpu() not pending after it has set
- * vcpu->mode, until kvm_gpc_use() or kvm_gpc_unuse() is called for @gpc.  Clear
- * the request before this is called, not afterwards.  The area stays in use
- * while the vCPU is outside guest mode, see kvm_gpc_is_used().
+ * necessary.  Before each entry, the vCPU sets vcpu->mode and then tests the
+ * request of kvm_gpc_init_vcpu(); if it isn't pending, hardware may use the
+ * address.  Clear the request before this is called, not afterwards.  The area
+ * stays in use while the vCPU is outside guest mode, see kvm_gpc_is_used(),
+ * until kvm_gpc_use() or kvm_gpc_unuse() is called for @gpc.
  *
  * While a memslot of the area is being moved or deleted, wait until that is
  * done.  kvm->srcu is dropped meanwhile.
  *
- * On error, no area is in use any more, i.e. the vCPU must not enter guest mode
- * with an address that an earlier call gave for @gpc, and the cache is unbound.
+ * On error, the cache is unbound, and no area is in use any more, so that no
+ * invalidation makes the request.  If the vCPU may go on later, make the request
+ * again: the vCPU must not enter guest mode with an address that an earlier call
+ * gave for @gpc.
  *
  * KVM can also access the area itself, by kvm_gpc_lock() and kvm_gpc_trylock().
  *
  * Context: May sleep.  Must be called by the vCPU's task, outside guest mode,
  *	    with the vCPU's mutex held, with kvm->srcu held by
- *	    kvm_vcpu_srcu_read_lock() only, and not with @gpc locked.
+ *	    kvm_vcpu_srcu_read_lock() only, and not with @gpc locked.  Other
+ *	    tasks may trylock @gpc, but must neither lock nor activate it.
  * Return: 0, or else
  *	   -EINVAL: @len is 0, or the area doesn't lie in one page,
  *	   or an error of kvm_gpc_lock(), except -ENXIO.
@@ -332,6 +336,8 @@ int kvm_gpc_use(struct gfn_to_pfn_cache *gpc, gpa_t gpa, unsigned long len, hpa_
  * Context: Any, in the vCPU's task, outside guest mode.
  * Return: Whether the last kvm_gpc_use() was for an area at @gpa and succeeded,
  *	   and there was neither a kvm_gpc_unuse() nor an invalidation since.
+ *	   If an invalidation has just begun, the vCPU finds its request before
+ *	   hardware uses the address.
  */
 static __always_inline bool kvm_gpc_is_used(const struct gfn_to_pfn_cache *gpc, gpa_t gpa)
 {
@@ -343,14 +349,13 @@ static __always_inline bool kvm_gpc_is_used(const struct gfn_to_pfn_cache *gpc, 
  * kvm_vcpu_wait_for_memslots() - wait until a change of memslots is done
  * @vcpu: the vCPU whose task calls this
  *
- * For users of caches that find no memslot, -ENOENT: a memslot that is being
- * moved or deleted isn't there before userspace is told so.  kvm->srcu is
- * dropped meanwhile.
+ * For users of caches that get -ENOENT: a memslot isn't found from the beginning
+ * of its move or deletion, though userspace sees that only when the ioctl
+ * returns.  kvm->srcu is dropped meanwhile.
  *
  * Context: May sleep.  Must be called by the vCPU's task with kvm->srcu held by
  *	    kvm_vcpu_srcu_read_lock() only, and without kvm->slots_lock.
- * Return: 0, or -EINTR if a signal is pending, in other ioctls than KVM_RUN a
- *	   fatal one.
+ * Return: 0, or -EINTR if a signal is pending, outside KVM_RUN a fatal signal.
  */
 int kvm_vcpu_wait_for_memslots(struct kvm_vcpu *vcpu);
 
@@ -358,8 +363,9 @@ int kvm_vcpu_wait_for_memslots(struct kvm_vcpu *vcpu);
  * kvm_gpc_unuse() - end the use of an area by the vCPU's hardware
  * @gpc: the cache of the area, initialized by kvm_gpc_init_vcpu()
  *
- * Invalidations of the area don't concern the vCPU any more.  The cache stays
- * bound to the area.  Does nothing if the area isn't in use.
+ * Later invalidations of the area skip the vCPU.  One that is under way may
+ * still make the request.  The cache stays bound to the area.  Does nothing if
+ * the area isn't in use.
  *
  * Context: Any.  Must be called by the vCPU's task, outside guest mode, or when
  *	    the vCPU is destroyed.

@@ -17,21 +17,23 @@
  *
  *  - unbound: its memslots are unknown.  A new area is unbound, and an area by
  *    guest physical address is unbound again when one of its memslots changes.
- *  - bound: it has a range in kvm->gpc_tree for each memslot that it lies in,
- *    or two in a VM that has private memory, so that invalidations find it.
+ *  - bound: it has a range for each memslot that it lies in, in one tree of
+ *    kvm->gpc_tree, or one in each tree if the memory may become private, so
+ *    that invalidations find it.
  *  - mapped: gpc->khva points to it.  Readers check gpc->khva only.
  *
- * A refresh binds and maps an area.  An invalidation, i.e. an MMU notifier, a
- * change of memslots or the replacement of the area, clears gpc->khva and waits
- * for readers.  Documentation/virt/kvm/gpc.rst shows both side by side.
+ * A refresh binds and maps an area.  An invalidation clears gpc->khva and waits
+ * for readers: an MMU notifier, a change of memslots or of memory attributes, a
+ * guest_memfd that gives up pages, and the replacement of the area.
+ * Documentation/virt/kvm/gpc.rst shows both side by side.
  *
  * The hardware that runs a vCPU can use an area by its physical address.  The
  * invalidation waits for that, too, see "Guest use".
  *
  * Locks, in this order:
  *
- *  - kvm->slots_lock: taken by kvm_gpc_use() alone, without kvm->srcu, to wait
- *    for a change of memslots.
+ *  - kvm->slots_lock: taken by kvm_vcpu_wait_for_memslots(), without kvm->srcu,
+ *    to wait for a change of memslots.
  *  - gpc->refresh_lock: held by a refresh of gpc->area and by its replacement.
  *    May be held for as long as userspace takes to provide a page.
  *  - kvm->srcu: held by a refresh from the lookup of memslots until the area is
@@ -62,7 +64,7 @@ struct gpc_range {
 	/* NULL and 0 if the area is bound by HVA. */
 	struct kvm_memory_slot *memslot;
 	gfn_t gfn;
-	/* Pages to look up; 0 if another range has them. */
+	/* Pages to look up, 0 if the range by HVA has them. */
 	unsigned int nr_pages;
 	enum kvm_gpc_by by;
 };
@@ -79,7 +81,7 @@ struct gpc_area {
 	unsigned long uhva;
 	unsigned int len;
 	unsigned short nr_pages;
-	/* The size of @range. */
+	/* The number of elements of @range. */
 	unsigned short max_ranges;
 
 	/* The members from here on are written under kvm->gpc_lock. */
@@ -92,7 +94,7 @@ struct gpc_area {
 	bool stale;
 	/* A refresh has failed since the area was mapped the last time. */
 	bool failed;
-	/* The ranges: all of the pages, in order. */
+	/* One or two ranges for each memslot, in the order of the pages. */
 	unsigned int nr_ranges;
 	struct gpc_range range[] __counted_by(max_ranges);
 };
@@ -131,13 +133,13 @@ static void gpc_add_memslot_range(struct gpc_area *area, struct kvm_memory_slot 
 {
 	gfn_t last = gfn + nr_pages - 1;
 
-	/* As for the guest, whatever is mapped at the memslot's address. */
+	/* The guest's page faults use the file only, too. */
 	if (kvm_memslot_is_gmem_only(slot)) {
 		gpc_add_range(area, KVM_GPC_BY_GFN, gfn, last, slot, gfn, nr_pages);
 		return;
 	}
 
-	/* The other range looks up the pages, if they aren't private. */
+	/* Tests for private pages only.  The range by HVA has the pages. */
 	if (kvm_arch_has_private_mem(area->gpc->kvm))
 		gpc_add_range(area, KVM_GPC_BY_GFN, gfn, last, slot, gfn, 0);
 
@@ -206,9 +208,8 @@ static int gpc_bind(struct gpc_area *area)
  * itself writes to its stack, so that readers do not slow each other down.  A
  * reader never waits, so that hard irqs can be readers on PREEMPT_RT, too.
  * Preemption is disabled while a cache is in use, i.e. the reader stays on its
- * CPU.  A reader in an interrupt pushes on top of the interrupted reader, at
- * whichever instruction that was interrupted, and pops before the interrupt
- * returns.
+ * CPU.  An interrupt may push at any instruction of a reader.  It pops what it
+ * has pushed before it returns, so the reader finds its stack unchanged.
  *
  *	reader				invalidation
  *
@@ -220,18 +221,18 @@ static int gpc_bind(struct gpc_area *area)
  *	held[nr] = NULL, nr--	(C)			cpu_relax()
  *							(D)
  *
- * A and B: at least one side sees the store of the other.  Either the reader
- * finds gpc->khva cleared, or the invalidation waits.
+ * A and B: if the reader doesn't find gpc->khva cleared, the invalidation finds
+ * the push, and waits.
  *
  * C matches D, release and acquire: the accesses of the reader are complete
- * when the invalidation continues.  It may read a later reader's store instead
- * of the reader's own, so each store to the stack is a release.
+ * when the invalidation continues.  The invalidation may read the store of a
+ * later reader on that CPU instead, so each store to the stack is a release.
  *
  * E matches F, release and acquire: a refresh sets gpc->khva after the members
  * that go with it, and a reader reads these members after gpc->khva.
  */
 
-/* Two each for tasks, softirqs and hard irqs. */
+/* A task, a softirq and a hard irq may use two caches each. */
 #define GPC_HELD_MAX	6
 
 struct gpc_readers {
@@ -262,7 +263,7 @@ static __always_inline void gpc_push(struct gpc_readers *readers, struct gfn_to_
 {
 	unsigned long nr = readers->nr + 1;
 
-	/* In this order, as an interrupt in between pushes above nr. */
+	/* In this order: an interrupt in between must not push to held[nr]. */
 	smp_store_release(&readers->nr, nr);		/* C, matches D */
 	smp_store_release(&readers->held[nr], gpc);	/* C, matches D */
 }
@@ -390,7 +391,7 @@ static void gpc_invalidate(struct gpc_area *area)
 	}
 }
 
-/* The vCPUs that an invalidation makes leave guest mode: none, one, or all. */
+/* The vCPUs that an invalidation waits for: none, @vcpu, or all of the VM. */
 struct gpc_kick {
 	struct kvm_vcpu *vcpu;
 	bool all;
@@ -445,6 +446,7 @@ static void gpc_kick_vcpus(struct kvm *kvm, const struct gpc_kick *kick)
 		gpc_kick_vcpu(kick->vcpu);
 }
 
+/* Inlined with all that calls it, so that @by costs MMU notifiers nothing. */
 static __always_inline void gpc_invalidate_ranges(struct kvm *kvm, enum kvm_gpc_by by,
 						  unsigned long first, unsigned long last,
 						  struct gpc_kick *kick)
@@ -504,6 +506,12 @@ static __always_inline void gpc_invalidate_end(struct kvm *kvm, enum kvm_gpc_by 
 	scoped_guard(spinlock, &kvm->gpc_lock) {
 		gpc_forget_invalidation(kvm, by, first, last);
 
+		/* Memory may be shared that an activation has failed for. */
+		if (by == KVM_GPC_BY_GFN) {
+			retry = kvm->gpc_activation_failed;
+			kvm->gpc_activation_failed = false;
+		}
+
 		gpc_for_each_range(range, kvm, by, first, last)
 			retry |= range->area->failed;
 	}
@@ -538,10 +546,11 @@ void kvm_gpc_invalidate_end(struct kvm *kvm, unsigned long start, unsigned long 
 
 /*
  * The guest's pages from @start to @end are about to be taken from their
- * guest_memfd, or to become private or shared.  No area is mapped there, but by
- * userspace address, until kvm_gpc_invalidate_gfn_end() has been called with
- * the same range.  The caller must neither wait for kvm->srcu nor acquire
- * kvm->slots_lock in between.
+ * guest_memfd, or to become private or shared.  No area by guest physical
+ * address is mapped there until kvm_gpc_invalidate_gfn_end() has been called
+ * with the same range.  The caller must neither wait for kvm->srcu, which a
+ * refresh holds while it waits for the end, nor acquire kvm->slots_lock in
+ * between.
  */
 void kvm_gpc_invalidate_gfn_start(struct kvm *kvm, gfn_t start, gfn_t end)
 {
@@ -571,7 +580,9 @@ void kvm_gpc_invalidate_all(struct kvm *kvm)
  *
  * A refresh that began with the old memslots has finished, as it holds
  * kvm->srcu.  A refresh that began later, but found its area still bound to
- * @slot, starts over.
+ * @slot, starts over.  It may look up @slot's guest_memfd until then: a memslot
+ * with a guest_memfd can only be deleted, and before it is freed, kvm->srcu is
+ * waited for once more.
  */
 void kvm_gpc_invalidate_memslot(struct kvm *kvm, struct kvm_memory_slot *slot)
 {
@@ -684,8 +695,8 @@ static int gpc_try_begin_lookup(struct gpc_area *area)
  * area is in the tree, and invalidations that began earlier have ended.
  *
  * kvm->srcu is held during the wait.  This can't deadlock, as an invalidation
- * that is under way doesn't wait for kvm->srcu, nor for changes of memslots,
- * which do.
+ * that is under way waits neither for kvm->srcu nor for a change of memslots,
+ * which waits for kvm->srcu.
  */
 static int gpc_begin_lookup(struct gpc_area *area)
 {
@@ -841,7 +852,7 @@ static int gpc_publish(struct gpc_area *area, struct page **page, void *addr)
 	 * write-protected or unmapped, for which the notifier takes gpc_lock,
 	 * so the filesystem finds it dirty then.  If it were marked later, it
 	 * could be dirty when the filesystem doesn't expect it.  A page of a
-	 * guest_memfd is never written back.
+	 * guest_memfd need not be mapped, but isn't written back, either.
 	 */
 	for (i = 0; i < area->nr_pages; i++) {
 		if (page[i])
@@ -977,8 +988,8 @@ static int gpc_refresh(struct gfn_to_pfn_cache *gpc)
 }
 
 /*
- * Only kvm_gpc_use() waits until a memslot has been moved or deleted.  For
- * other users, it is gone already.
+ * Only kvm_gpc_use() waits by itself until a memslot has been moved or deleted.
+ * For other users, it is gone already.
  */
 static int gpc_no_memslot(int error)
 {
@@ -1014,8 +1025,11 @@ static int gpc_activate(struct gfn_to_pfn_cache *gpc, gpa_t gpa, unsigned long u
 
 	ret = gpc_refresh_area(area);
 	if (ret) {
-		scoped_guard(spinlock, &gpc->kvm->gpc_lock)
+		scoped_guard(spinlock, &gpc->kvm->gpc_lock) {
 			gpc_retire(area);
+			/* No area is left that says so. */
+			gpc->kvm->gpc_activation_failed = true;
+		}
 		kfree(area);
 	}
 
@@ -1060,17 +1074,17 @@ static int gpc_activate(struct gfn_to_pfn_cache *gpc, gpa_t gpa, unsigned long u
  * J matches K, release and acquire: if the invalidation finds gpc->used
  * cleared, the hardware is done.
  *
- * The request stays until the vCPU calls kvm_gpc_use() again.  The vCPU clears
- * the request first, so that an invalidation after that call sets it anew.
+ * The vCPU clears the request before it calls kvm_gpc_use() again, so that a
+ * later invalidation sets it anew.
  * gpc->hpa_valid is cleared before the request is set, so the vCPU doesn't take
  * the address for valid once it has seen the request.
  *
  * An invalidation that finds the area unmapped by another one makes the request
  * and waits nevertheless, as the other one may still be waiting.
  *
- * kvm_gpc_is_used() isn't a reader.  As gpc->used is set since kvm_gpc_use(),
- * an invalidation makes the request, be it before or after the test of
- * gpc->hpa_valid, and the vCPU finds it.  gpc->khva doesn't tell whether the
+ * kvm_gpc_is_used() isn't a reader.  gpc->used is still set then, so that any
+ * invalidation makes the request, and the vCPU finds it, even if gpc->hpa_valid
+ * was tested before.  gpc->khva doesn't tell whether the
  * address is valid: kvm_gpc_lock() may have mapped another page meanwhile.
  */
 
@@ -1140,7 +1154,7 @@ static int gpc_use(struct gfn_to_pfn_cache *gpc, gpa_t gpa, unsigned long len, h
 	do {
 		ret = gpc_try_use(gpc, gpa, len, hpa);
 
-		/* Userspace doesn't see that state of the memslot. */
+		/* The memslot is invalid only until the ioctl returns. */
 		if (ret == -EINPROGRESS)
 			ret = kvm_vcpu_wait_for_memslots(gpc->vcpu) ?: -EAGAIN;
 	} while (ret == -EAGAIN && !gpc_signal_pending(gpc));
@@ -1158,8 +1172,7 @@ int kvm_gpc_use(struct gfn_to_pfn_cache *gpc, gpa_t gpa, unsigned long len, hpa_
 
 	/*
 	 * The vCPU isn't in guest mode, and doesn't enter it with the old
-	 * address.  In particular, it needs no request when it replaces the
-	 * area itself.
+	 * address, so replacing the area makes no request.
 	 */
 	kvm_gpc_unuse(gpc);
 
@@ -1168,7 +1181,7 @@ int kvm_gpc_use(struct gfn_to_pfn_cache *gpc, gpa_t gpa, unsigned long len, hpa_
 	else
 		ret = gpc_use(gpc, gpa, len, hpa);
 
-	/* The area that the cache still is bound to may be another one. */
+	/* The cache may still be bound to the previous area. */
 	if (ret)
 		kvm_gpc_deactivate(gpc);
 
@@ -1290,8 +1303,9 @@ void kvm_gpc_mark_used_dirty(struct gfn_to_pfn_cache *gpc)
 	lockdep_assert(srcu_read_lock_held(&gpc->kvm->srcu));
 
 	/*
-	 * The number is set before the ioctl that enables logging returns, so
-	 * what userspace copies afterwards has what isn't marked here.
+	 * The number is set before the ioctl that enables logging returns.  So a
+	 * write that isn't marked here precedes the copy that userspace makes of
+	 * the page after that.
 	 */
 	if (!gpc->used || !atomic_read(&gpc->kvm->nr_memslots_dirty_logging))
 		return;

@@ -270,6 +270,7 @@ static void gpc_test_exit(struct kunit *test)
 	kvm_gpc_deactivate(&t->gpc2);
 	vfree(t->cold);
 	KUNIT_EXPECT_TRUE(test, RB_EMPTY_ROOT(&t->kvm->gpc_tree[KVM_GPC_BY_HVA].rb_root));
+	KUNIT_EXPECT_TRUE(test, RB_EMPTY_ROOT(&t->kvm->gpc_tree[KVM_GPC_BY_GFN].rb_root));
 	kvm_gpc_destroy_vm(t->kvm);
 	cleanup_srcu_struct(&t->kvm->srcu);
 }
@@ -780,7 +781,7 @@ static void gpc_test_use_private_mem(struct kunit *test)
 	xa_init(&t->kvm->mem_attr_array);
 }
 
-/* A page that becomes private after the lookup has tested for that. */
+/* Make the page private once the lookup has tested it. */
 static int gpc_lookup_and_convert(const struct gpc_range *range, kvm_pfn_t *pfn,
 				  struct page **page)
 {
@@ -803,9 +804,11 @@ static void gpc_test_becomes_private(struct kunit *test)
 	/* By frame number, by address, and by frame number again. */
 	KUNIT_EXPECT_EQ(test, t->lookups, 3);
 	KUNIT_EXPECT_FALSE(test, kvm_gpc_is_active(&t->gpc));
+	KUNIT_EXPECT_TRUE(test, t->kvm->gpc_activation_failed);
 
 	/* And one that is mapped. */
 	gpc_test_set_private(t, GPC_GFN, false);
+	KUNIT_EXPECT_FALSE(test, t->kvm->gpc_activation_failed);
 	KUNIT_ASSERT_EQ(test, kvm_gpc_activate(&t->gpc, GPC_GPA, GPC_LEN), 0);
 	t->lookups = 0;
 	gpc_test_invalidate(t);
@@ -2774,7 +2777,7 @@ static kvm_pfn_t gpc_map_test_bare_pfn(struct kunit *test)
 	return pfn;
 }
 
-/* RAM that the caller knows not to be in the direct map. */
+/* As for RAM outside the direct map, which isn't to be had here. */
 static void gpc_map_test_not_direct(struct kunit *test)
 {
 	struct gpc_map_test *m = test->priv;

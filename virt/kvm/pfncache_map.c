@@ -107,12 +107,13 @@ void *gpc_direct_address(const kvm_pfn_t *pfn, struct page *const *page, unsigne
 
 /**
  * gpc_map() - map page frames that aren't contiguous in the direct map
- * @pfn: the frames, of memory that userspace has mapped
+ * @pfn: the frames, which userspace has mapped or a guest_memfd has
  * @page: their struct pages, NULL if unknown to the caller
  * @nr: their number, from 1 to GPC_MAP_MAX
  *
- * RAM that has been removed from the direct map can be mapped, too.  The caller
- * has to know that, and must not use gpc_direct_address() then.
+ * RAM that has been removed from the direct map can be mapped, too.
+ * gpc_direct_address() doesn't notice the removal, so a caller that maps such
+ * RAM must not use it.
  *
  * Return: The mapping, to be passed to gpc_unmap(), or else an ERR_PTR() of:
  *	   -ENOMEM: the frames cannot be mapped,

@@ -114,7 +114,7 @@ static unsigned long nr_calls(int hook)
 FIXTURE(gmem_hooks) {
 	struct kvm_vcpu *vcpu;
 	struct kvm_vm *vm;
-	/* What has been seen of the calls. */
+	/* The counts of calls at the last check. */
 	unsigned long seen[NR_HOOKS];
 	int fd;
 };
@@ -180,7 +180,7 @@ TEST_F(gmem_hooks, private_memory)
 	prefault(self->vcpu);
 	EXPECT_EQ(calls(self->seen, MAKE_PRIVATE), NR_PAGES);
 
-	/* What is shared and private again was private all the time. */
+	/* The page in the file stays private meanwhile. */
 	vm_mem_set_shared(self->vm, GPA, SIZE);
 	vm_mem_set_private(self->vm, GPA, SIZE);
 	EXPECT_EQ(calls(self->seen, MAKE_PRIVATE), 0);

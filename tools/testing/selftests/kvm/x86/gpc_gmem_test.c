@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Areas of KVM's in memory that a guest_memfd may back: KVM writes them where
- * the guest has them, whatever is mapped at the memslot's userspace address,
- * and never in private memory.
+ * KVM's areas in guest memory, with and without guest_memfd: KVM writes them
+ * where the guest has them, whatever is mapped at the memslot's userspace
+ * address, and never in private memory.
  *
- * Each area is registered once.  What happens to its memory after that, KVM has
- * to follow by itself.
+ * Each area is registered once.  KVM must follow later changes of its memory.
  */
 #include <asm/kvm_para.h>
 #include <fcntl.h>
@@ -33,7 +32,7 @@
 #define GSI		10
 #define VECTOR		0xf3
 
-/* The areas, the last of them in two pages: the last ones of the memslot. */
+/* The areas.  The last one is across the last two pages of the memslot. */
 enum {
 	SHARED_INFO,
 	VCPU_INFO,
@@ -63,7 +62,7 @@ struct gmem_vm {
 	struct kvm_vm *vm;
 	/* -1 if the memslot has no guest_memfd. */
 	int fd;
-	/* At the memslot's userspace address, NULL if nothing is. */
+	/* What is at the memslot's userspace address, or NULL. */
 	u8 *hva;
 	/* The guest is Xen's. */
 	bool xen;
@@ -287,7 +286,7 @@ TEST_F(gpc_gmem, e_mapped)
 	expect_areas_in(gv, gv->hva);
 }
 
-/* The same, and then it isn't any more. */
+/* The same, and the mapping is removed after the registration. */
 TEST_F(gpc_gmem, unmapped)
 {
 	struct gmem_vm *gv = &self->gv;
@@ -352,7 +351,7 @@ TEST_F(gpc_gmem, j_no_mmap)
 	expect_areas_in(gv, gv->hva);
 }
 
-/* The memory is there as long as the file is. */
+/* Once the file is closed, the memslot has no memory. */
 TEST_F(gpc_gmem, k_closed)
 {
 	struct gmem_vm *gv = &self->gv;
@@ -465,7 +464,7 @@ TEST_F(gpc_gmem, freed)
 	EXPECT_EQ(count_unevictable(), before);
 }
 
-/* Memory of the memslot's guest physical address moves in the file. */
+/* The memslot is deleted, and created at another offset of the file. */
 TEST_F(gpc_gmem, memslot_at_other_offset)
 {
 	struct gmem_vm *gv = &self->gv;
@@ -493,15 +492,17 @@ static void poison(u8 *addr)
 	TEST_ASSERT(pid >= 0, "fork() failed, errno: %d (%s)", errno, strerror(errno));
 	if (!pid) {
 		signal(SIGBUS, SIG_DFL);
-		madvise(addr, PAGE_SIZE, MADV_HWPOISON);
+		if (madvise(addr, PAGE_SIZE, MADV_HWPOISON))
+			_exit(KSFT_FAIL);
 		/* If the error didn't end the child. */
 		_exit(0);
 	}
 
 	TEST_ASSERT_EQ(waitpid(pid, &status, 0), pid);
+	__TEST_REQUIRE(!WIFEXITED(status) || !WEXITSTATUS(status), "MADV_HWPOISON");
 }
 
-/* A page with an error is gone when it was punched. */
+/* A hole removes the page that has an error. */
 TEST_F(gpc_gmem, memory_error)
 {
 	struct gmem_vm *gv = &self->gv;
@@ -553,7 +554,7 @@ TEST_F(gpc_gmem_private, b_shared)
 	expect_areas_in(gv, gv->hva);
 }
 
-/* MSRs that the guest has set take effect when the memory is shared. */
+/* MSRs that are set while the memory is private take effect later. */
 TEST_F(gpc_gmem_private, c_private)
 {
 	struct gmem_vm *gv = &self->gv;
@@ -567,6 +568,50 @@ TEST_F(gpc_gmem_private, c_private)
 	vm_mem_set_shared(gv->vm, GPA, SIZE);
 	vcpu_run(gv->vcpu);
 	EXPECT_EQ(areas_in(gv->hva), KVM_AREAS & gv->areas);
+}
+
+/* Less than a time slice: the vCPU isn't loaded again meanwhile. */
+#define SPINS	100000
+
+static u64 nr_spins;
+static bool stop_spinning;
+
+static void guest_spin(void)
+{
+	while (!READ_ONCE(stop_spinning))
+		WRITE_ONCE(nr_spins, nr_spins + 1);
+	GUEST_DONE();
+}
+
+static void await_spins(struct kvm_vm *vm)
+{
+	u64 *spins = addr_gva2hva(vm, (gva_t)&nr_spins);
+	u64 start = READ_ONCE(*spins);
+
+	while (READ_ONCE(*spins) < start + SPINS)
+		sched_yield();
+}
+
+/* A vCPU that stays in guest mode gets its clock. */
+TEST_F(gpc_gmem_private, c_private_while_running)
+{
+	struct gmem_vm *gv = &self->gv;
+	struct vcpu_thread thread;
+
+	add_gmem(gv, 0, anonymous_memory());
+	vcpu_arch_set_entry_point(gv->vcpu, guest_spin);
+	vm_mem_set_private(gv->vm, GPA, SIZE);
+	__set_areas(gv, EFAULT);
+	vcpu_thread_start(&thread, gv->vcpu);
+	await_spins(gv->vm);
+	EXPECT_EQ(areas_in(gv->hva), 0);
+
+	vm_mem_set_shared(gv->vm, GPA, SIZE);
+	await_spins(gv->vm);
+	EXPECT_EQ(areas_in(gv->hva) & BIT(KVMCLOCK), BIT(KVMCLOCK));
+
+	WRITE_ONCE(*(bool *)addr_gva2hva(gv->vm, (gva_t)&stop_spinning), true);
+	EXPECT_TRUE(vcpu_thread_finish(&thread));
 }
 
 static unsigned int areas_of_page(int page)
@@ -612,7 +657,7 @@ TEST_F(gpc_gmem_private, d_converted)
 	test_conversion(&self->gv);
 }
 
-/* The same without a guest_memfd: then there is no private memory at all. */
+/* Without a guest_memfd, a private frame has no memory. */
 TEST_F(gpc_gmem_private, i_no_gmem)
 {
 	add_memory(&self->gv);
@@ -630,7 +675,7 @@ TEST_F(gpc_gmem_private, h_mmap)
 	EXPECT_EQ(areas_in(gv->hva), 0);
 }
 
-/* A change elsewhere is none of the areas' business. */
+/* Conversions of other frames don't affect the areas. */
 TEST_F(gpc_gmem_private, converted_elsewhere)
 {
 	struct gmem_vm *gv = &self->gv;
@@ -739,8 +784,8 @@ TEST_F(gpc_gmem_event, delivered)
 }
 
 /*
- * While memory becomes private, is punched, or moves in the file, in the middle
- * of writes to all areas: what was taken away isn't written to any more.
+ * Convert, punch and move memory while KVM writes to all areas: memory that was
+ * taken away isn't written to any more.
  */
 #define RACE_ROUNDS	50
 
@@ -935,7 +980,7 @@ TEST_F_TIMEOUT(gpc_gmem_private, long_change, 300)
 	set_areas(gv);
 	TEST_ASSERT_EQ(send_event(gv), 0);
 
-	/* The call that finds that the change has begun fails. */
+	/* The event that is sent during the change waits, and fails then. */
 	pthread_create(&thread, NULL, make_much_private, gv->vm);
 	do {
 		waited = time_ns(CLOCK_MONOTONIC);

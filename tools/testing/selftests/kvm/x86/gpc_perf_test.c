@@ -140,7 +140,7 @@ static struct xen_vcpu_info *vcpu_infos[NR_SENDERS];
 static int unused_eventfd, irqfd;
 /* One for each iteration. */
 static char *pages;
-/* The same, in the guest's memory. */
+/* ... and from gmem_offset on, in the guest's memory. */
 static int gmem_fd;
 static u64 gmem_offset;
 

@@ -434,7 +434,7 @@ static pthread_barrier_t barrier;
 enum {
 	ON_MEMFD = BIT(0),
 	ON_ANON = BIT(1),
-	/* A guest_memfd, but for shared_info, which can't be lost. */
+	/* A guest_memfd, but for shared_info, whose content must stay. */
 	ON_GMEM = BIT(2),
 	/* Anonymous memory, and a guest_memfd for pages that are private. */
 	ON_CONVERTIBLE = BIT(3),
@@ -832,7 +832,7 @@ static bool do_punch(struct kvm_random_state *rng)
 	return true;
 }
 
-/* The error ends the task that it was injected by. */
+/* The error may end the task that injects it, so that a child does. */
 static void poison_page(char *page)
 {
 	pid_t pid = fork();
@@ -878,7 +878,7 @@ static bool do_close(struct kvm_random_state *rng)
 	return true;
 }
 
-/* A page that is private has its content in the guest_memfd, which is empty. */
+/* What was shared must not change while the page is private. */
 static bool do_convert(struct kvm_random_state *rng)
 {
 	int first, nr;
@@ -1416,7 +1416,7 @@ static void run_round(int round)
 	gentle = round % 2;
 	nested = round % 4 == 1 && has_nested();
 	round_over = false;
-	/* An area by userspace address isn't private if its frame is. */
+	/* Areas by userspace address ignore whether a frame is private. */
 	set_infos(round & 2 && memory != ON_CONVERTIBLE);
 	resume();
 	pthread_barrier_wait(&barrier);
