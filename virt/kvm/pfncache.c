@@ -1268,10 +1268,10 @@ void kvm_gpc_unlock_dirty(struct gfn_to_pfn_cache *gpc)
 
 	lockdep_assert(lock_is_held(&gpc_lockdep_map));
 
-	do {
+	for (; range < end; range++) {
 		if (range->memslot && kvm_slot_dirty_track_enabled(range->memslot))
 			gpc_mark_range_dirty(gpc->kvm, range);
-	} while (++range < end);
+	}
 
 	gpc_leave(gpc);
 }

@@ -598,6 +598,9 @@ TEST_F(gpc_gmem_private, c_private_while_running)
 	struct gmem_vm *gv = &self->gv;
 	struct vcpu_thread thread;
 
+	if (sysconf(_SC_NPROCESSORS_ONLN) == 1)
+		SKIP(return, "The vCPU doesn't stay in guest mode, as there is one CPU");
+
 	add_gmem(gv, 0, anonymous_memory());
 	vcpu_arch_set_entry_point(gv->vcpu, guest_spin);
 	vm_mem_set_private(gv->vm, GPA, SIZE);
