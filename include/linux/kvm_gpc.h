@@ -309,9 +309,9 @@ void kvm_gpc_unlock_dirty(struct gfn_to_pfn_cache *gpc);
  * done.  kvm->srcu is dropped meanwhile.
  *
  * On error, the cache is unbound, and no area is in use any more, so that no
- * invalidation makes the request.  If the vCPU may go on later, make the request
- * again: the vCPU must not enter guest mode with an address that an earlier call
- * gave for @gpc.
+ * invalidation makes the request.  If the vCPU may go on later, make the
+ * request again: the vCPU must not enter guest mode with an address that an
+ * earlier call gave for @gpc.
  *
  * KVM can also access the area itself, by kvm_gpc_lock() and kvm_gpc_trylock().
  *
@@ -349,9 +349,9 @@ static __always_inline bool kvm_gpc_is_used(const struct gfn_to_pfn_cache *gpc, 
  * kvm_vcpu_wait_for_memslots() - wait until a change of memslots is done
  * @vcpu: the vCPU whose task calls this
  *
- * For users of caches that get -ENOENT: a memslot isn't found from the beginning
- * of its move or deletion, though userspace sees that only when the ioctl
- * returns.  kvm->srcu is dropped meanwhile.
+ * For users of caches that get -ENOENT: a memslot isn't found from the
+ * beginning of its move or deletion, though userspace sees that only when the
+ * ioctl returns.  kvm->srcu is dropped meanwhile.
  *
  * Context: May sleep.  Must be called by the vCPU's task with kvm->srcu held by
  *	    kvm_vcpu_srcu_read_lock() only, and without kvm->slots_lock.

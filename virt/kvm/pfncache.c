@@ -1303,9 +1303,9 @@ void kvm_gpc_mark_used_dirty(struct gfn_to_pfn_cache *gpc)
 	lockdep_assert(srcu_read_lock_held(&gpc->kvm->srcu));
 
 	/*
-	 * The number is set before the ioctl that enables logging returns.  So a
-	 * write that isn't marked here precedes the copy that userspace makes of
-	 * the page after that.
+	 * The number is set before the ioctl that enables logging returns.  So
+	 * a write that isn't marked here precedes the copy of the page that
+	 * userspace makes after that.
 	 */
 	if (!gpc->used || !atomic_read(&gpc->kvm->nr_memslots_dirty_logging))
 		return;
