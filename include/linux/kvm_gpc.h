@@ -396,8 +396,8 @@ void kvm_gpc_assert_usable(struct gfn_to_pfn_cache *gpc);
  * logging, also if the area has been invalidated meanwhile.  Does nothing if
  * the area isn't in use.
  *
- * Context: Must be called by the vCPU's task, outside guest mode, with the
- *	    vCPU's mutex and kvm->srcu held.
+ * Context: Must be called by the vCPU's task, with the vCPU loaded and outside
+ *	    guest mode, and with the vCPU's mutex and kvm->srcu held.
  */
 void kvm_gpc_mark_used_dirty(struct gfn_to_pfn_cache *gpc);
 

@@ -39,7 +39,7 @@
  *  - kvm->srcu: held by a refresh from the lookup of memslots until the area is
  *    mapped.  An activation takes refresh_lock inside of it, to publish its
  *    area, so a holder of refresh_lock must not wait for kvm->srcu.
- *  - kvm->gpc_lock: protects the tree, the ranges of all areas, their states
+ *  - kvm->gpc_lock: protects the trees, the ranges of all areas, their states
  *    and the invalidations under way.  Invalidations spin for readers under it.
  *
  * Readers take no lock.
@@ -562,7 +562,10 @@ void kvm_gpc_invalidate_gfn_end(struct kvm *kvm, gfn_t start, gfn_t end)
 	gpc_invalidate_end(kvm, KVM_GPC_BY_GFN, start, end - 1);
 }
 
-/* The mm is being destroyed, i.e. all of its pages are about to be freed. */
+/*
+ * The mm is being destroyed, i.e. all of its pages are about to be freed, and
+ * the VM can't run any more.
+ */
 void kvm_gpc_invalidate_all(struct kvm *kvm)
 {
 	struct gpc_kick kick = {};
@@ -1084,8 +1087,8 @@ static int gpc_activate(struct gfn_to_pfn_cache *gpc, gpa_t gpa, unsigned long u
  *
  * kvm_gpc_is_used() isn't a reader.  gpc->used is still set then, so that any
  * invalidation makes the request, and the vCPU finds it, even if gpc->hpa_valid
- * was tested before.  gpc->khva doesn't tell whether the
- * address is valid: kvm_gpc_lock() may have mapped another page meanwhile.
+ * was tested before.  gpc->khva doesn't tell whether the address is valid:
+ * kvm_gpc_lock() may have mapped another page meanwhile.
  */
 
 /* The physical address of a mapped area. */
