@@ -52,7 +52,11 @@ CASE_RUNS = re.compile(r'^(# )*#\s+RUN\s')
 CASE_PASSED = re.compile(r'^(# )*#\s+OK\s')
 CASE_OK = re.compile(r'^(# )+ok \d+ (?!.*# SKIP)')
 # Lines of a failed test's log that the summary shows.
-TAIL = 60
+TAIL = 100
+# init has the kernel show all tasks before a test times out.
+STAMP = r'^\[ *[\d.]+\](?:\[ *\w+\])? '
+TASK = re.compile(STAMP + r'task:(\S+)\s')
+FRAME = re.compile(STAMP + r' \w\S*\+0x')
 
 
 def die(msg):
@@ -382,6 +386,11 @@ class Runner:
                                  'the kernel log lacks its first or last mark')
         plan.scanned = first and last
 
+    def add_stacks(self, plan, r):
+        """To the log of a test that timed out, add where its tasks were."""
+        with open(r.log, 'a') as f:
+            f.writelines(stacks_of(r.test.partition(':')[2], r.test, os.path.join(plan.dir, 'console.log')))
+
     # The verdict ---------------------------------------------------------
 
     def complain(self, plan, test, text, log=None):
@@ -412,6 +421,8 @@ class Runner:
                 self.listed += 1
                 self.skipped += 1
             else:
+                if r.detail.startswith('TIMEOUT'):
+                    self.add_stacks(plan, r)
                 self.complain(plan, r.test, f'{r.verdict}: {r.detail}'
                               + (' (not listed in harness/expected)' if r.verdict == 'skip' else ''), r.log)
         # One complaint a splat and test, however often it repeats.
@@ -444,6 +455,21 @@ class Runner:
             write_junit(plans, self.args.junit, {(p, t): x for p, t, x, _ in self.unexpected})
         self.out(f'{self.passed} passed, {len(self.unexpected)} failed, {self.skipped} skipped')
         return 1 if self.unexpected or not self.passed else 0
+
+
+def stacks_of(program, test, console):
+    """What the kernel showed of the program's tasks while the test ran."""
+    stacks, running, its_own = [], False, False
+    with open(console, errors='replace') as f:
+        for line in f:
+            if 'harness: begin ' in line:
+                running = line.split()[-1] == test
+            m = TASK.match(line)
+            if m:
+                its_own = m[1] == program[:15]
+            if running and its_own and (m or FRAME.match(line)):
+                stacks.append(line)
+    return stacks
 
 
 def without_passed_cases(lines):

@@ -126,6 +126,20 @@ class Runner(Machine):
         self.assertNotIn('# # fine', out)
         self.assertIn('failed: f.b', out.split('Failures:')[1])
 
+    def test_timeout(self):
+        """The summary shows where the tasks were of a test that timed out, and no other task."""
+        _, out, _ = self.run_('pass one\nnote begin kvm:two\n'
+                              'echo "[    1.0] task:two             state:S stack:0     pid:7\n'
+                              '[    1.0]  <TASK>\n[    1.0]  schedule+0x27/0xa0\n[    1.0]  ? maybe+0x1/0x2\n'
+                              '[    1.0]  </TASK>\n[    1.0] task:other           state:S stack:0     pid:8\n'
+                              '[    1.0]  elsewhere+0x1/0x2" >&3\n'
+                              'result two "not ok 1 selftests: kvm: two # TIMEOUT 9 seconds"\n'
+                              'note end kvm:two 1\n' + END)
+        self.assertIn('task:two', out)
+        self.assertIn('schedule+0x27', out)
+        for line in ('maybe+', 'task:other', 'elsewhere+'):
+            self.assertNotIn(line, out)
+
     def test_posting(self):
         """What is expected of a case that a later posting adds need not happen."""
         os.makedirs(os.path.join(self.dir, 'posting'))
