@@ -2,9 +2,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Measure the base and the series, side by side: harness/bench.py [--rounds N]
 
-Runs gpc_perf_test on both kernels, built from the same configuration: under -icount,
-where a ns is an instruction and a figure is the same each time, and on two CPUs that
-run at the same time, N times in turn, of which the median counts.  What is measured
+Runs gpc_perf_test and nested_svm_perf_test on both kernels, built from the same
+configuration: under -icount, where a ns is an instruction and a figure is the same each
+time, and on two CPUs that run at the same time, N times in turn, of which the median
+counts.  What is measured
 so is time, and wants an idle machine.  Writes build/bench/: bench.tsv (machine,
 figure, base, series, ratio) and, by gnuplot, bench.svg.
 """
@@ -21,29 +22,32 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 TOP = os.path.dirname(HERE)
 BUILD = os.environ.get('KVM_GPC_BUILD', os.path.join(TOP, 'build'))
 OUT = os.path.join(BUILD, 'bench')
-TEST = 'kvm:gpc_perf_test'
+TESTS = ('kvm:gpc_perf_test', 'kvm:nested_svm_perf_test')
 FIGURE = re.compile(r'^#?\s*(\w+): (\d+) ns \(', re.M)
 # Figures that two CPUs are needed for; all others are counted.
 TIMED = re.compile(r'senders_|refresh_|storm_|invalidate_')
-# FIGURE above FLOOR, as the floor is none of the cache's.
-ABOVE = (('evtchn_send', 'evtchn_ioctl'), ('irqfd', 'eventfd_write'))
+# FIGURE above FLOOR: the floor is none of the cache's, or other memory.
+ABOVE = (('evtchn_send', 'evtchn_ioctl'), ('irqfd', 'eventfd_write'),
+         ('vmrun_bare', 'vmrun_anon'), ('vmrun_kvm_bare', 'vmrun_kvm_anon'))
 
 
 def measure(tree, machine):
-    """{figure: ns} of one run of the test on the tree's kernel."""
+    """{figure: ns} of one run of the tests on the tree's kernel."""
     plan = f'{machine}:default:bench'
     rc = subprocess.run([os.path.join(HERE, 'run.py'), '--tree', tree, plan],
                         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     last = os.path.realpath(os.path.join(BUILD, 'results/last'))
-    logs = [os.path.join(d, f) for d, _, files in os.walk(last) for f in files
-            if f == TEST.replace(':', '-') + '.log']
     figures = {}
-    for log in logs:
-        with open(log, errors='replace') as f:
-            figures.update((n, int(v)) for n, v in FIGURE.findall(f.read()))
-    if rc.returncode or not figures:
-        sys.stderr.write(rc.stdout)
-        raise SystemExit(f'error: {TEST} gave no figures on the {tree}')
+    for test in TESTS:
+        name = test.replace(':', '-') + '.log'
+        found = {}
+        for log in (os.path.join(d, name) for d, _, files in os.walk(last) if name in files):
+            with open(log, errors='replace') as f:
+                found.update((n, int(v)) for n, v in FIGURE.findall(f.read()))
+        if rc.returncode or not found:
+            sys.stderr.write(rc.stdout)
+            raise SystemExit(f'error: {test} gave no figures on the {tree}')
+        figures.update(found)
     return figures
 
 
@@ -56,7 +60,8 @@ def rows(machine, wanted, runs):
     for figure, floor in ABOVE:
         if wanted(figure):
             table.append((machine, f'{figure} - {floor}',
-                          *(median[t][figure] - median[t][floor] for t in ('base', 'series'))))
+                          *(median[t].get(figure, math.nan) - median[t].get(floor, math.nan)
+                            for t in ('base', 'series'))))
     if wanted('senders_2'):
         # What two CPUs lose to each other that do different things is none of KVM's.
         for name in ('senders', 'senders_floor'):

@@ -648,13 +648,11 @@ static int gpc_test_locker(void *data)
 	return 0;
 }
 
-static void gpc_test_wakes_up(struct kunit *test)
+/* The task has begun to wait for an invalidation when this returns. */
+static void gpc_test_start_locker(struct kunit *test)
 {
 	struct gpc_test *t = test->priv;
 	struct task_struct *locker;
-
-	gpc_test_activate(test);
-	gpc_test_invalidate_start(t, 0);
 
 	init_completion(&t->locker_done);
 	locker = kthread_run(gpc_test_locker, t, "gpc_test_locker");
@@ -662,6 +660,15 @@ static void gpc_test_wakes_up(struct kunit *test)
 	while (!wq_has_sleeper(&t->kvm->gpc_invalidations.wait) &&
 	       !completion_done(&t->locker_done))
 		schedule_timeout_uninterruptible(1);
+}
+
+static void gpc_test_wakes_up(struct kunit *test)
+{
+	struct gpc_test *t = test->priv;
+
+	gpc_test_activate(test);
+	gpc_test_invalidate_start(t, 0);
+	gpc_test_start_locker(test);
 
 	/* Another invalidation doesn't wake it. */
 	gpc_test_invalidate_start(t, 1);
@@ -815,6 +822,26 @@ static void gpc_test_becomes_private(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, gpc_test_lock_error(&t->gpc), -EACCES);
 	KUNIT_EXPECT_EQ(test, t->lookups, 3);
 	kunit_deactivate_static_stub(test, gpc_lookup_range);
+
+	gpc_test_set_private(t, GPC_GFN, false);
+	gpc_test_expect_area(test, &t->gpc, GPC_GPA);
+	xa_destroy(&t->kvm->mem_attr_array);
+}
+
+/* The page becomes private while a refresh waits, before the lookup. */
+static void gpc_test_private_before_lookup(struct kunit *test)
+{
+	struct gpc_test *t = test->priv;
+
+	gpc_test_use_private_mem(test);
+	gpc_test_activate(test);
+
+	gpc_test_invalidate_start(t, 0);
+	gpc_test_start_locker(test);
+	gpc_test_set_private(t, GPC_GFN, true);
+	gpc_test_invalidate_end(t, 0);
+	wait_for_completion(&t->locker_done);
+	KUNIT_EXPECT_EQ(test, t->locker_error, -EACCES);
 
 	gpc_test_set_private(t, GPC_GFN, false);
 	gpc_test_expect_area(test, &t->gpc, GPC_GPA);
@@ -2461,6 +2488,7 @@ static struct kunit_case gpc_test_cases[] = {
 	KUNIT_CASE(gpc_test_retry),
 #ifdef CONFIG_KVM_GENERIC_MEMORY_ATTRIBUTES
 	KUNIT_CASE(gpc_test_becomes_private),
+	KUNIT_CASE(gpc_test_private_before_lookup),
 	KUNIT_CASE(gpc_test_wait_for_own_gfn),
 #endif
 	KUNIT_CASE(gpc_test_gfn_is_no_address),

@@ -34,7 +34,7 @@ static bool kvm_xen_write_runstate(struct kvm_vcpu *v, void *khva)
 	u64 *rs_times;
 	int *rs_state;
 
-	if (kvm_gpc_len(&vx->runstate_cache) < kvm_xen_runstate_len(long_mode))
+	if (unlikely(kvm_gpc_len(&vx->runstate_cache) < kvm_xen_runstate_len(long_mode)))
 		return false;
 
 	/*
@@ -153,10 +153,10 @@ static int kvm_xen_set_runstate_addr(struct kvm_vcpu *vcpu, gpa_t gpa)
  */
 static u64 kvm_xen_run_delay(struct kvm_vcpu *v)
 {
-	if (v->pid != task_pid(current))
-		return v->arch.xen.last_steal;
+	if (likely(v->pid == task_pid(current)))
+		return current->sched_info.run_delay;
 
-	return current->sched_info.run_delay;
+	return v->arch.xen.last_steal;
 }
 
 static void kvm_xen_account_runstate(struct kvm_vcpu *v, int state)

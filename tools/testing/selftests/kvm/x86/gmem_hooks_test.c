@@ -205,6 +205,7 @@ TEST_F(gmem_hooks, areas)
 		.u.shared_info.gfn = GPA / PAGE_SIZE,
 	};
 	struct kvm_irq_routing_xen_evtchn e = xen_evtchn(self->vcpu, 5);
+	int fd;
 
 	xen_set_shared_info(self->vm, GPA);
 	xen_set_vcpu_info(self->vcpu, GPA + PAGE_SIZE);
@@ -214,6 +215,16 @@ TEST_F(gmem_hooks, areas)
 	EXPECT_EQ(__vm_ioctl(self->vm, KVM_XEN_HVM_EVTCHN_SEND, &e), -1);
 	EXPECT_EQ(__vm_ioctl(self->vm, KVM_XEN_HVM_SET_ATTR, &attr), -1);
 	EXPECT_EQ(errno, EFAULT);
+
+	/* KVM looks in this file, all of which is private. */
+	fd = vm_create_guest_memfd(self->vm, SIZE, GUEST_MEMFD_FLAG_MMAP);
+	vm_set_user_memory_region2(self->vm, SLOT + 1, KVM_MEM_GUEST_MEMFD, GPA + SIZE, SIZE,
+				   NULL, fd, 0);
+	attr.u.shared_info.gfn = (GPA + SIZE) / PAGE_SIZE;
+	EXPECT_EQ(__vm_ioctl(self->vm, KVM_XEN_HVM_SET_ATTR, &attr), -1);
+	EXPECT_EQ(errno, EFAULT);
+	close(fd);
+
 	EXPECT_EQ(calls(self->seen, MAKE_PRIVATE), 0);
 	EXPECT_EQ(calls(self->seen, RECLAIM), 0);
 }

@@ -11,9 +11,9 @@
 #include <linux/falloc.h>
 #include <signal.h>
 #include <sys/mman.h>
-#include <sys/wait.h>
 
 #include "apic.h"
+#include "hwpoison.h"
 #include "kvm_syscalls.h"
 #include "kvm_test_harness.h"
 #include "test_util.h"
@@ -415,6 +415,45 @@ TEST_F(gpc_gmem, punch)
 	EXPECT_EQ(areas_in(gv->hva), 0);
 }
 
+/* So many pages that the first is gone long before the last. */
+#define LONG_PUNCH	(BIT(13) * PAGE_SIZE)
+
+static void *punch_much(void *arg)
+{
+	punch(arg, 0, LONG_PUNCH);
+	return NULL;
+}
+
+/*
+ * While a hole is punched, an event waits.  It goes to the page that the file
+ * has then.
+ */
+TEST_F(gpc_gmem, punch_takes_long)
+{
+	struct gmem_vm *gv = &self->gv;
+	pthread_t thread;
+	u8 *mem;
+
+	if (!gv->xen)
+		return;
+
+	gv->fd = vm_create_guest_memfd(gv->vm, LONG_PUNCH, MMAP | SHARED);
+	set_memslot(gv, SIZE, 0);
+	kvm_fallocate(gv->fd, FALLOC_FL_KEEP_SIZE, 0, LONG_PUNCH);
+	mem = file_memory(gv->fd, 0);
+	TEST_ASSERT_EQ(set_vm_area(gv), 0);
+	TEST_ASSERT_EQ(send_event(gv), 0);
+	TEST_ASSERT(xen_is_pending((void *)mem, PORT), "The event isn't pending");
+
+	/* Reading makes another first page, which goes last. */
+	pthread_create(&thread, NULL, punch_much, gv);
+	while (xen_is_pending((void *)mem, PORT))
+		sched_yield();
+	EXPECT_EQ(send_event(gv), 0);
+	pthread_join(thread, NULL);
+	EXPECT_TRUE(xen_is_pending((void *)mem, PORT));
+}
+
 /*
  * The pages of the system that can't be evicted: a page of a guest_memfd is one
  * as long as it exists.  Return -1 if they can't be counted exactly.
@@ -482,24 +521,6 @@ TEST_F(gpc_gmem, memslot_at_other_offset)
 	set_memslot(gv, SIZE, SIZE);
 	expect_areas_in(gv, mem);
 	EXPECT_EQ(areas_in(old), 0);
-}
-
-static void poison(u8 *addr)
-{
-	pid_t pid = fork();
-	int status;
-
-	TEST_ASSERT(pid >= 0, "fork() failed, errno: %d (%s)", errno, strerror(errno));
-	if (!pid) {
-		signal(SIGBUS, SIG_DFL);
-		if (madvise(addr, PAGE_SIZE, MADV_HWPOISON))
-			_exit(KSFT_FAIL);
-		/* If the error didn't end the child. */
-		_exit(0);
-	}
-
-	TEST_ASSERT_EQ(waitpid(pid, &status, 0), pid);
-	__TEST_REQUIRE(!WIFEXITED(status) || !WEXITSTATUS(status), "MADV_HWPOISON");
 }
 
 /* A hole removes the page that has an error. */

@@ -878,7 +878,7 @@ static void set_clock(struct kvm_vm *vm, u64 ns)
 }
 
 /* Two areas of which a page is dropped over and over. */
-TEST_F(gpc_pages, mapped_in_storm)
+TEST_F_TIMEOUT(gpc_pages, mapped_in_storm, 300)
 {
 	int before = nr_mappings(), most = 0, in_use, i;
 	struct storm s = { .vm = self->vm };

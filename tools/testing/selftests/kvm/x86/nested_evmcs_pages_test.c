@@ -35,6 +35,9 @@ enum { L1_READY, IN_L2, IN_L2_ELSEWHERE, FLUSHED, L1_EXIT, L1_READ };
 /* No exit reason. */
 #define UNTOUCHED	0xa5a5
 
+/* Entries of L2 with a thread that changes the clean fields. */
+#define NR_RACES	300
+
 static void vmcall_from_l2(void)
 {
 	/* L1 does not preserve registers. */
@@ -58,6 +61,14 @@ static void l2_code_elsewhere(void)
 {
 	for (;;) {
 		GUEST_SYNC(IN_L2_ELSEWHERE);
+		vmcall_from_l2();
+	}
+}
+
+static void l2_code_with_cr0(void)
+{
+	for (;;) {
+		GUEST_SYNC_ARGS(IN_L2, get_cr0(), 0, 0, 0);
 		vmcall_from_l2();
 	}
 }
@@ -204,6 +215,16 @@ static u64 run_to_l1(struct kvm_vcpu *vcpu)
 	return uc.args[2];
 }
 
+/* Return what L2 sees as CR0. */
+static u64 run_to_l2(struct kvm_vcpu *vcpu)
+{
+	struct ucall uc;
+
+	vcpu_run(vcpu);
+	TEST_ASSERT_EQ(sync_of(vcpu, &uc), IN_L2);
+	return uc.args[2];
+}
+
 /* What the vCPU executes next is VMRESUME or VMLAUNCH. */
 static void run_to_entry(struct kvm_vcpu *vcpu)
 {
@@ -319,13 +340,15 @@ TEST_F(nested_evmcs_pages, is_logged)
 	kvm_vm_get_dirty_log(self->vm, SLOT, &bitmap);
 	EXPECT_EQ(bitmap, BIT(0));
 
-	/* VMRESUME reads. */
+	/* VMRESUME marks the fields clean. */
 	run_to_entry(self->vcpu);
 	kvm_vm_get_dirty_log(self->vm, SLOT, &bitmap);
 	EXPECT_EQ(bitmap, BIT(0));
+	EXPECT_NE(self->evmcs->hv_clean_fields, HV_VMX_ENLIGHTENED_CLEAN_FIELD_ALL);
 	EXPECT_EQ(run(self->vcpu), IN_L2);
+	EXPECT_EQ(self->evmcs->hv_clean_fields, HV_VMX_ENLIGHTENED_CLEAN_FIELD_ALL);
 	kvm_vm_get_dirty_log(self->vm, SLOT, &bitmap);
-	EXPECT_EQ(bitmap, 0);
+	EXPECT_EQ(bitmap, BIT(0));
 }
 
 TEST_F(nested_evmcs_pages, bare)
@@ -482,6 +505,173 @@ TEST_F(nested_evmcs_pages, vmread)
 		kvm_madvise(self->mem, PAGE_SIZE, MADV_DONTNEED);
 		self->evmcs->guest_rip = rip;
 	}
+}
+
+/* What another vCPU of L1 marks dirty while L2 runs is for the next entry. */
+TEST_F(nested_evmcs_pages, clean_fields_changed_in_l2)
+{
+	u32 clean_fields;
+
+	EXPECT_EQ(run(self->vcpu), L1_READY);
+	self->evmcs->guest_rip = (u64)l2_code_with_cr0;
+	self->evmcs->cr0_guest_host_mask = -1ull;
+	self->evmcs->cr0_read_shadow = 0x1000;
+	EXPECT_EQ(run_to_l2(self->vcpu), 0x1000);
+
+	/* An entry for which the field is clean. */
+	EXPECT_EQ(run_to_l1(self->vcpu), EXIT_REASON_VMCALL);
+	run_to_entry(self->vcpu);
+	EXPECT_EQ(run_to_l2(self->vcpu), 0x1000);
+
+	clean_fields = self->evmcs->hv_clean_fields & ~HV_VMX_ENLIGHTENED_CLEAN_FIELD_CRDR;
+	self->evmcs->cr0_read_shadow = 0x2000;
+	self->evmcs->hv_clean_fields = clean_fields;
+	EXPECT_EQ(run_to_l1(self->vcpu), EXIT_REASON_VMCALL);
+	EXPECT_EQ(self->evmcs->hv_clean_fields, clean_fields);
+
+	run_to_entry(self->vcpu);
+	EXPECT_EQ(run_to_l2(self->vcpu), 0x2000);
+}
+
+/* The group was dirty for this entry already, as VMLAUNCH is by all fields. */
+TEST_F(nested_evmcs_pages, clean_fields_changed_after_launch)
+{
+	u32 clean_fields;
+
+	EXPECT_EQ(run(self->vcpu), L1_READY);
+	self->evmcs->guest_rip = (u64)l2_code_with_cr0;
+	self->evmcs->cr0_guest_host_mask = -1ull;
+	self->evmcs->cr0_read_shadow = 0x1000;
+	EXPECT_EQ(run_to_l2(self->vcpu), 0x1000);
+
+	clean_fields = self->evmcs->hv_clean_fields & ~HV_VMX_ENLIGHTENED_CLEAN_FIELD_CRDR;
+	self->evmcs->cr0_read_shadow = 0x2000;
+	self->evmcs->hv_clean_fields = clean_fields;
+	EXPECT_EQ(run_to_l1(self->vcpu), EXIT_REASON_VMCALL);
+	EXPECT_EQ(self->evmcs->hv_clean_fields, clean_fields);
+
+	run_to_entry(self->vcpu);
+	EXPECT_EQ(run_to_l2(self->vcpu), 0x2000);
+}
+
+/* A field of GUEST_GRP1 and one of GUEST_GRP2. */
+static void set_guest_fields(struct hv_enlightened_vmcs *evmcs, u64 value)
+{
+	evmcs->guest_sysenter_esp = value;
+	evmcs->guest_fs_base = value;
+}
+
+/* As they are in vmcs02, and one of them as it is in vmcs12. */
+struct guest_fields {
+	u64 sysenter_esp;
+	u64 fs_base;
+	u64 vmcs12_sysenter_esp;
+};
+
+/*
+ * An exit does not save IA32_SYSENTER_ESP, as KVM updates vmcs12 when L2 writes
+ * to the MSR: L1 gets back what was copied to vmcs12 at the entry.
+ */
+static struct guest_fields run_to_l1_with_fields(struct kvm_vcpu *vcpu,
+						 struct hv_enlightened_vmcs *evmcs)
+{
+	struct guest_fields fields = {
+		.sysenter_esp = vcpu_get_msr(vcpu, MSR_IA32_SYSENTER_ESP),
+		.fs_base = vcpu_get_msr(vcpu, MSR_FS_BASE),
+	};
+
+	TEST_ASSERT_EQ(run_to_l1(vcpu), EXIT_REASON_VMCALL);
+	fields.vmcs12_sysenter_esp = evmcs->guest_sysenter_esp;
+	return fields;
+}
+
+/* KVM reads the MSR bitmap between copying to vmcs12 and writing vmcs02. */
+TEST_F(nested_evmcs_pages, clean_fields_changed_at_entry)
+{
+	u8 *bitmap = self->mem + PAGE_SIZE;
+	struct guest_fields fields;
+	struct test_task task;
+	struct ucall uc;
+	int uffd;
+
+	start_l2(self->vcpu);
+	EXPECT_EQ(run_to_l1(self->vcpu), EXIT_REASON_VMCALL);
+	run_to_entry(self->vcpu);
+	self->evmcs->msr_bitmap = EVMCS_GPA + PAGE_SIZE;
+	self->evmcs->cpu_based_vm_exec_control |= CPU_BASED_USE_MSR_BITMAPS;
+	set_guest_fields(self->evmcs, 0x1000);
+	self->evmcs->hv_clean_fields = 0;
+
+	uffd = uffd_page_take(bitmap);
+	test_task_start(&task, test_task_vcpu_run, self->vcpu);
+	uffd_page_await(uffd, bitmap);
+	self->evmcs->hv_clean_fields = HV_VMX_ENLIGHTENED_CLEAN_FIELD_ALL;
+	uffd_page_bring(uffd, bitmap);
+	close(uffd);
+	test_task_join(&task);
+	TEST_ASSERT_EQ(task.ret, 0);
+	EXPECT_EQ(sync_of(self->vcpu, &uc), IN_L2);
+
+	fields = run_to_l1_with_fields(self->vcpu, self->evmcs);
+	EXPECT_EQ(fields.sysenter_esp, fields.vmcs12_sysenter_esp);
+	EXPECT_EQ(fields.fs_base, fields.vmcs12_sysenter_esp);
+}
+
+struct flipper {
+	struct hv_enlightened_vmcs *evmcs;
+	bool stop;
+};
+
+/*
+ * All groups at once, as fields of different groups are compared.  The host's
+ * are left to L1, which changes their fields before each entry.
+ */
+static long flip_clean_fields(void *arg)
+{
+	const u32 guest_groups = HV_VMX_ENLIGHTENED_CLEAN_FIELD_ALL &
+				 ~(HV_VMX_ENLIGHTENED_CLEAN_FIELD_HOST_GRP1 |
+				   HV_VMX_ENLIGHTENED_CLEAN_FIELD_HOST_POINTER);
+	struct flipper *flipper = arg;
+
+	/* At random: CPUs that are emulated in turn could be in step. */
+	while (!READ_ONCE(flipper->stop))
+		WRITE_ONCE(flipper->evmcs->hv_clean_fields,
+			   kvm_random_bool(&kvm_rng) ? guest_groups : 0);
+
+	return 0;
+}
+
+static bool fields_agree(struct guest_fields *fields)
+{
+	return fields->sysenter_esp == fields->vmcs12_sysenter_esp &&
+	       fields->fs_base == fields->vmcs12_sysenter_esp;
+}
+
+/* Clean or dirty, a group must be the same for vmcs12 and for vmcs02. */
+TEST_F(nested_evmcs_pages, clean_fields_race)
+{
+	struct flipper flipper = { .evmcs = self->evmcs };
+	struct guest_fields fields;
+	struct test_task task;
+	int i;
+
+	start_l2(self->vcpu);
+	vcpu_set_msr(self->vcpu, MSR_IA32_SYSENTER_ESP, 0);
+	vcpu_set_msr(self->vcpu, MSR_FS_BASE, 0);
+	fields = run_to_l1_with_fields(self->vcpu, self->evmcs);
+
+	test_task_start(&task, flip_clean_fields, &flipper);
+	for (i = 1; i <= NR_RACES && fields_agree(&fields); i++) {
+		run_to_entry(self->vcpu);
+		set_guest_fields(self->evmcs, i);
+		TEST_ASSERT_EQ(run(self->vcpu), IN_L2);
+		fields = run_to_l1_with_fields(self->vcpu, self->evmcs);
+	}
+	WRITE_ONCE(flipper.stop, true);
+	test_task_join(&task);
+
+	EXPECT_EQ(fields.sysenter_esp, fields.vmcs12_sysenter_esp);
+	EXPECT_EQ(fields.fs_base, fields.vmcs12_sysenter_esp);
 }
 
 /* Until a signal ends KVM_RUN, it waits for the page. */

@@ -12,6 +12,7 @@
 #include <sys/prctl.h>
 #include <sys/wait.h>
 
+#include "hwpoison.h"
 #include "kvm_syscalls.h"
 #include "kvm_test_harness.h"
 #include "kvm_util.h"
@@ -516,6 +517,64 @@ TEST_F(nested_svm_pages, vmcb12_dropped)
 	EXPECT_EQ(self->vmcb->control.intercept, 0);
 }
 
+#define forget(field)	memset(&(field), UNTOUCHED, sizeof(field))
+
+/* Fill what a #VMEXIT owns with the pattern of what it doesn't. */
+static void forget_vmexit(struct vmcb *vmcb)
+{
+	forget(vmcb->save.es);
+	forget(vmcb->save.cs);
+	forget(vmcb->save.ss);
+	forget(vmcb->save.ds);
+	forget(vmcb->save.gdtr);
+	forget(vmcb->save.idtr);
+	forget(vmcb->save.cpl);
+	forget(vmcb->save.efer);
+	forget(vmcb->save.cr4);
+	forget(vmcb->save.cr3);
+	forget(vmcb->save.cr0);
+	forget(vmcb->save.dr7);
+	forget(vmcb->save.dr6);
+	forget(vmcb->save.rflags);
+	forget(vmcb->save.rip);
+	forget(vmcb->save.rsp);
+	forget(vmcb->save.rax);
+	forget(vmcb->save.cr2);
+	forget(vmcb->control.int_ctl);
+	forget(vmcb->control.int_state);
+	forget(vmcb->control.exit_code);
+	forget(vmcb->control.exit_info_1);
+	forget(vmcb->control.exit_info_2);
+	forget(vmcb->control.exit_int_info);
+	forget(vmcb->control.event_inj);
+	forget(vmcb->control.event_inj_err);
+	forget(vmcb->control.next_rip);
+}
+
+/* What VMRUN reads, and all else, stays as it was changed in the meantime. */
+TEST_F(nested_svm_pages, vmexit_fields)
+{
+	start_l2(self->vcpu);
+	memset(self->vmcb, UNTOUCHED, PAGE_SIZE);
+
+	EXPECT_EQ(run(self->vcpu), SVM_EXIT_VMMCALL);
+	EXPECT_EQ(self->vmcb->control.exit_code, SVM_EXIT_VMMCALL);
+	EXPECT_EQ(self->vmcb->save.cpl, 0);
+	forget_vmexit(self->vmcb);
+	EXPECT_EQ(nr_touched(self->mem, SIZE), 0);
+}
+
+/* Logging begins while L2 runs, and vmcb12 is mapped. */
+TEST_F(nested_svm_pages, vmexit_is_logged)
+{
+	start_l2(self->vcpu);
+	vm_set_user_memory_region(self->vm, SLOT, KVM_MEM_LOG_DIRTY_PAGES, VMCB_GPA, SIZE,
+				  self->mem);
+	EXPECT_FALSE(is_dirty(self->vm, 0));
+	EXPECT_EQ(run(self->vcpu), SVM_EXIT_VMMCALL);
+	EXPECT_TRUE(is_dirty(self->vm, 0));
+}
+
 TEST_F(nested_svm_pages, vmcb12_in_other_memory)
 {
 	u8 *other = kvm_mmap(SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
@@ -532,35 +591,24 @@ TEST_F(nested_svm_pages, vmcb12_in_other_memory)
 	kvm_munmap(other, SIZE);
 }
 
-TEST_F(nested_svm_pages, vmcb12_moves)
+/* To another VM with the same memory. */
+static struct kvm_vcpu *save_and_restore(struct kvm_vm *vm, struct kvm_vcpu *vcpu, u8 *mem)
 {
-	int node;
+	struct kvm_x86_state *state = vcpu_save_state(vcpu);
 
-	if (!has_two_nodes())
-		SKIP(return, "needs two nodes");
-
-	start_l2(self->vcpu);
-	for (node = 0; node < 2; node++)
-		EXPECT_EQ(move_to_node(self->mem, node), node);
-
-	EXPECT_EQ(run(self->vcpu), SVM_EXIT_VMMCALL);
-	EXPECT_EQ(self->vmcb->control.exit_code, SVM_EXIT_VMMCALL);
+	kvm_vm_release(vm);
+	vcpu = vm_recreate_with_one_vcpu(vm);
+	vm_set_user_memory_region(vm, SLOT, 0, VMCB_GPA, SIZE, mem);
+	vcpu_load_state(vcpu, state);
+	kvm_x86_state_cleanup(state);
+	return vcpu;
 }
 
-/* State that is saved in L2, and restored in a VM whose vmcb12 is elsewhere. */
 TEST_F(nested_svm_pages, vmcb12_saved_in_l2)
 {
-	struct kvm_x86_state *state;
-
 	start_l2(self->vcpu);
-	state = vcpu_save_state(self->vcpu);
-	kvm_vm_release(self->vm);
-
 	renew_page(self->mem);
-	self->vcpu = vm_recreate_with_one_vcpu(self->vm);
-	vm_set_user_memory_region(self->vm, SLOT, 0, VMCB_GPA, SIZE, self->mem);
-	vcpu_load_state(self->vcpu, state);
-	kvm_x86_state_cleanup(state);
+	self->vcpu = save_and_restore(self->vm, self->vcpu, self->mem);
 
 	EXPECT_EQ(run(self->vcpu), SVM_EXIT_VMMCALL);
 	EXPECT_EQ(self->vmcb->control.exit_code, SVM_EXIT_VMMCALL);
@@ -582,6 +630,17 @@ TEST_F(nested_svm_pages, vmcb12_bare)
 
 	start_l2(self->vcpu);
 	EXPECT_EQ(run(self->vcpu), SVM_EXIT_VMMCALL);
+}
+
+TEST_F(nested_svm_pages, vmcb12_bare_saved_in_l2)
+{
+	if (!map_physical(self->mem, SIZE, bare_memory()))
+		SKIP(return, NEEDS_BARE_MEMORY);
+
+	start_l2(self->vcpu);
+	self->vcpu = save_and_restore(self->vm, self->vcpu, self->mem);
+	EXPECT_EQ(run(self->vcpu), SVM_EXIT_VMMCALL);
+	EXPECT_EQ(self->vmcb->control.exit_code, SVM_EXIT_VMMCALL);
 }
 
 TEST_F(nested_svm_pages, vmcb12_hole)
@@ -611,11 +670,14 @@ TEST_F(nested_svm_pages, vmcb12_bare_unmapped)
 	EXPECT_EQ(memcmp(copy, self->mem, PAGE_SIZE), 0);
 }
 
-/* vmcb12 in each page of the memory, in turn */
+/* vmcb12 in some pages of the memory, in turn */
+
+/* The guest's copy. */
+static u64 nr_in_turn;
 
 static void l2_code_in_turn(void)
 {
-	GUEST_SYNC(SAVED);
+	GUEST_SYNC(get_cr2());
 	vmmcall();
 }
 
@@ -625,42 +687,54 @@ static void l1_code_in_turn(struct svm_test_data *svm)
 	u64 rsp = 0, i;
 
 	for (i = 0; ; i++) {
-		vmcb = (void *)(VMCB_GPA + i % NR_PAGES * PAGE_SIZE);
+		vmcb = (void *)(VMCB_GPA + i % nr_in_turn * PAGE_SIZE);
 		svm->vmcb = vmcb;
 		svm->vmcb_gpa = (u64)vmcb;
-		if (i < NR_PAGES)
+		if (i < nr_in_turn)
 			generic_svm_setup(svm, l2_code_in_turn);
 		if (!i)
 			rsp = vmcb->save.rsp;
 		vmcb->save.rip = (u64)l2_code_in_turn;
 		vmcb->save.rsp = rsp;
+		vmcb->save.cr2 = SAVED + i;
 		vmcb->control.exit_code = 0;
 		run_guest(vmcb, (u64)vmcb);
 		GUEST_SYNC(vmcb->control.exit_code);
 	}
 }
 
+static void run_in_turn(struct __test_metadata *_metadata, struct kvm_vcpu *vcpu, u8 *mem, u64 nr)
+{
+	struct vmcb *vmcb;
+	gva_t svm_gva;
+	u64 i, page;
+
+	vcpu_alloc_svm(vcpu->vm, &svm_gva);
+	vcpu_arch_set_entry_point(vcpu, l1_code_in_turn);
+	vcpu_args_set(vcpu, 1, svm_gva);
+	nr_in_turn = nr;
+	sync_global_to_guest(vcpu->vm, nr_in_turn);
+
+	for (i = 0; i < 4 * nr; i++) {
+		EXPECT_EQ(run(vcpu), SAVED + i);
+
+		/* Other pages, with the same content, of all VMCBs. */
+		for (page = 0; page < nr && i / nr % 2; page++)
+			renew_page(mem + page * PAGE_SIZE);
+		EXPECT_EQ(run(vcpu), SVM_EXIT_VMMCALL);
+		vmcb = (void *)mem + i % nr * PAGE_SIZE;
+		EXPECT_EQ(vmcb->control.exit_code, SVM_EXIT_VMMCALL);
+	}
+}
+
+TEST_F(nested_svm_pages, vmcb12_two_in_turn)
+{
+	run_in_turn(_metadata, self->vcpu, self->mem, 2);
+}
+
 TEST_F(nested_svm_pages, vmcb12_in_turn)
 {
-	gva_t svm_gva;
-	int i, page;
-	u8 *old;
-
-	vcpu_alloc_svm(self->vm, &svm_gva);
-	vcpu_arch_set_entry_point(self->vcpu, l1_code_in_turn);
-	vcpu_args_set(self->vcpu, 1, svm_gva);
-
-	for (i = 0; i < 4 * NR_PAGES; i++) {
-		page = i % NR_PAGES;
-		EXPECT_EQ(run(self->vcpu), SAVED);
-
-		/* The page is another one, with the same content. */
-		old = self->mem + page * PAGE_SIZE;
-		if (i / NR_PAGES % 2)
-			renew_page(old);
-		EXPECT_EQ(run(self->vcpu), SVM_EXIT_VMMCALL);
-		EXPECT_EQ(((struct vmcb *)old)->control.exit_code, SVM_EXIT_VMMCALL);
-	}
+	run_in_turn(_metadata, self->vcpu, self->mem, NR_PAGES);
 }
 
 /* An ASID of 0 is invalid. */
@@ -704,6 +778,20 @@ TEST_F(nested_svm_pages, rsm_unaligned_vmcb12)
 	EXPECT_EQ(self->vmcb->control.exit_code, SVM_EXIT_VMMCALL);
 }
 
+/* State that is saved in SMM, which was entered from L2. */
+TEST_F(nested_svm_pages, smm_saved)
+{
+	start_l1_with_l2(self->vcpu);
+	run_to_smm(self->vcpu);
+	renew_page(self->mem);
+	renew_page(self->mem + PAGE_SIZE);
+	self->vcpu = save_and_restore(self->vm, self->vcpu, self->mem);
+
+	EXPECT_EQ(run(self->vcpu), LOADED);
+	EXPECT_EQ(run(self->vcpu), SAVED);
+	EXPECT_EQ(self->vmcb->control.exit_code, SVM_EXIT_VMMCALL);
+}
+
 /* vmcb12 and the host save area have no struct page. */
 TEST_F(nested_svm_pages, smm_bare)
 {
@@ -733,6 +821,476 @@ TEST_F(nested_svm_pages, signal_at_vmexit)
 	EXPECT_TRUE(task.ret ? task.err == EINTR :
 			       self->vcpu->run->exit_reason == KVM_EXIT_IO);
 	EXPECT_EQ(self->vmcb->control.exit_code, SVM_EXIT_VMMCALL);
+}
+
+/* vmcb12 in memory that changes, wherever the vCPU is then */
+
+/* The guest's copies. */
+static bool l2_waits, l2_is_waiting;
+
+static void l2_code_in_loop(void)
+{
+	GUEST_SYNC(get_cr2());
+	WRITE_ONCE(l2_is_waiting, true);
+	while (READ_ONCE(l2_waits))
+		cpu_relax();
+	WRITE_ONCE(l2_is_waiting, false);
+	vmmcall();
+}
+
+static void l1_code_in_loop(struct svm_test_data *svm)
+{
+	struct vmcb *vmcb = (void *)VMCB_GPA;
+	u64 rsp;
+
+	svm->vmcb = vmcb;
+	svm->vmcb_gpa = VMCB_GPA;
+	generic_svm_setup(svm, l2_code_in_loop);
+	rsp = vmcb->save.rsp;
+
+	for (;;) {
+		vmcb->save.rip = (u64)l2_code_in_loop;
+		vmcb->save.rsp = rsp;
+		vmcb->control.exit_code = 0;
+		GUEST_SYNC(0);
+		run_guest(vmcb, VMCB_GPA);
+		GUEST_SYNC(vmcb->control.exit_code);
+	}
+}
+
+FIXTURE(vmcb12_change) {
+	struct kvm_vcpu *vcpu;
+	struct kvm_vm *vm;
+	u8 *mem;
+	/* Has a copy of the memory, if there is such a process. */
+	pid_t child;
+};
+
+FIXTURE_VARIANT(vmcb12_change) {
+	/* Keeps the content.  Returns false if it isn't possible here. */
+	bool (*change)(FIXTURE_DATA(vmcb12_change) *self);
+};
+
+static bool drop_vmcb12(FIXTURE_DATA(vmcb12_change) *self)
+{
+	renew_page(self->mem);
+	return true;
+}
+
+FIXTURE_VARIANT_ADD(vmcb12_change, dropped) {
+	.change = drop_vmcb12,
+};
+
+static bool map_over_vmcb12(FIXTURE_DATA(vmcb12_change) *self)
+{
+	u8 copy[PAGE_SIZE];
+
+	memcpy(copy, self->mem, PAGE_SIZE);
+	map_anonymous(self->mem, PAGE_SIZE);
+	memcpy(self->mem, copy, PAGE_SIZE);
+	return true;
+}
+
+FIXTURE_VARIANT_ADD(vmcb12_change, mapped_over) {
+	.change = map_over_vmcb12,
+};
+
+static bool replace_memslot(FIXTURE_DATA(vmcb12_change) *self)
+{
+	u8 *old = self->mem;
+
+	self->mem = kvm_mmap(SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+	memcpy(self->mem, old, SIZE);
+	set_slot(self->vm, 0, self->mem);
+	kvm_munmap(old, SIZE);
+	return true;
+}
+
+FIXTURE_VARIANT_ADD(vmcb12_change, replaced) {
+	.change = replace_memslot,
+};
+
+static bool move_memslot_and_back(FIXTURE_DATA(vmcb12_change) *self)
+{
+	vm_set_user_memory_region(self->vm, SLOT, 0, VMCB_GPA + SIZE, SIZE, self->mem);
+	vm_set_user_memory_region(self->vm, SLOT, 0, VMCB_GPA, SIZE, self->mem);
+	return true;
+}
+
+FIXTURE_VARIANT_ADD(vmcb12_change, moved_and_back) {
+	.change = move_memslot_and_back,
+};
+
+static bool migrate_vmcb12(FIXTURE_DATA(vmcb12_change) *self)
+{
+	int node;
+
+	if (!has_two_nodes())
+		return false;
+
+	for (node = 0; node < 2; node++)
+		TEST_ASSERT_EQ(move_to_node(self->mem, node), node);
+	return true;
+}
+
+FIXTURE_VARIANT_ADD(vmcb12_change, migrated) {
+	.change = migrate_vmcb12,
+};
+
+static bool page_out_vmcb12(FIXTURE_DATA(vmcb12_change) *self)
+{
+	cpu_set_t allowed;
+
+	if (!has_swap())
+		return false;
+
+	/* A new page can be in a batch of the CPU that allocated it. */
+	kvm_sched_getaffinity(0, sizeof(allowed), &allowed);
+	pin_self_to_any_cpu();
+	renew_page(self->mem);
+	kvm_madvise(self->mem, PAGE_SIZE, MADV_PAGEOUT);
+	TEST_ASSERT(!is_resident(self->mem), "The page can't be paged out");
+	kvm_sched_setaffinity(0, sizeof(allowed), &allowed);
+	return true;
+}
+
+FIXTURE_VARIANT_ADD(vmcb12_change, paged_out) {
+	.change = page_out_vmcb12,
+};
+
+static bool fork_vmm(FIXTURE_DATA(vmcb12_change) *self)
+{
+	self->child = fork();
+	TEST_ASSERT(self->child >= 0, "fork(): errno %d", errno);
+	if (!self->child) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		pause();
+		_exit(0);
+	}
+	return true;
+}
+
+FIXTURE_VARIANT_ADD(vmcb12_change, forked) {
+	.change = fork_vmm,
+};
+
+FIXTURE_SETUP(vmcb12_change)
+{
+	gva_t svm_gva;
+
+	self->vm = vm_create_with_one_vcpu(&self->vcpu, l1_code_in_loop);
+	self->mem = kvm_mmap(SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+	vm_set_user_memory_region(self->vm, SLOT, 0, VMCB_GPA, SIZE, self->mem);
+	virt_map(self->vm, VMCB_GPA, VMCB_GPA, NR_PAGES);
+	vcpu_alloc_svm(self->vm, &svm_gva);
+	vcpu_args_set(self->vcpu, 1, svm_gva);
+	TEST_ASSERT_EQ(run(self->vcpu), 0);
+}
+
+FIXTURE_TEARDOWN(vmcb12_change)
+{
+	if (self->child) {
+		kill(self->child, SIGKILL);
+		waitpid(self->child, NULL, 0);
+	}
+	kvm_vm_free(self->vm);
+	kvm_munmap(self->mem, SIZE);
+}
+
+/* VMRUN reads what is in the memory. */
+static void expect_vmrun(struct __test_metadata *_metadata, FIXTURE_DATA(vmcb12_change) *self,
+			 u64 cr2)
+{
+	((struct vmcb *)self->mem)->save.cr2 = cr2;
+	EXPECT_EQ(run(self->vcpu), cr2);
+}
+
+static u64 read_memory_of(pid_t pid, const void *where)
+{
+	char path[64];
+	u64 val;
+	int fd;
+
+	snprintf(path, sizeof(path), "/proc/%d/mem", pid);
+	fd = open(path, O_RDONLY);
+	TEST_ASSERT(fd >= 0, "%s: errno %d", path, errno);
+	TEST_ASSERT_EQ(pread(fd, &val, sizeof(val), (uintptr_t)where), sizeof(val));
+	close(fd);
+	return val;
+}
+
+/* What the #VMEXIT has written is in the memory, and only there. */
+static void expect_exit_code(struct __test_metadata *_metadata, FIXTURE_DATA(vmcb12_change) *self)
+{
+	struct vmcb *vmcb = (void *)self->mem;
+	void *exit_code = self->mem + offsetof(struct vmcb, control.exit_code);
+
+	EXPECT_EQ(vmcb->control.exit_code, SVM_EXIT_VMMCALL);
+	if (self->child)
+		EXPECT_EQ(read_memory_of(self->child, exit_code), 0);
+}
+
+static void expect_vmexit(struct __test_metadata *_metadata, FIXTURE_DATA(vmcb12_change) *self)
+{
+	EXPECT_EQ(run(self->vcpu), SVM_EXIT_VMMCALL);
+	expect_exit_code(_metadata, self);
+	EXPECT_EQ(run(self->vcpu), 0);
+}
+
+TEST_F(vmcb12_change, in_l1)
+{
+	expect_vmrun(_metadata, self, SAVED);
+	expect_vmexit(_metadata, self);
+	if (!variant->change(self))
+		SKIP(return, "not possible here");
+
+	expect_vmrun(_metadata, self, LOADED);
+	expect_vmexit(_metadata, self);
+}
+
+TEST_F(vmcb12_change, in_l2)
+{
+	expect_vmrun(_metadata, self, SAVED);
+	if (!variant->change(self))
+		SKIP(return, "not possible here");
+
+	expect_vmexit(_metadata, self);
+	expect_vmrun(_metadata, self, LOADED);
+}
+
+TEST_F(vmcb12_change, l2_runs)
+{
+	bool *waits = addr_gva2hva(self->vm, (gva_t)&l2_waits);
+	bool *is_waiting = addr_gva2hva(self->vm, (gva_t)&l2_is_waiting);
+	struct test_task task;
+	bool changed;
+
+	expect_vmrun(_metadata, self, SAVED);
+	WRITE_ONCE(*waits, true);
+	test_task_start(&task, test_task_vcpu_run, self->vcpu);
+	while (!READ_ONCE(*is_waiting))
+		sched_yield();
+	changed = variant->change(self);
+	WRITE_ONCE(*waits, false);
+	test_task_join(&task);
+	if (!changed)
+		SKIP(return, "not possible here");
+
+	EXPECT_EQ(task.ret, 0);
+	expect_exit_code(_metadata, self);
+	EXPECT_EQ(run(self->vcpu), 0);
+	expect_vmrun(_metadata, self, LOADED);
+}
+
+/* Memory that KVM can't read or write */
+
+FIXTURE(bad_memory) {
+	struct kvm_vcpu *vcpu;
+	struct kvm_vm *vm;
+	struct vmcb *vmcb;
+	u8 *mem;
+};
+
+FIXTURE_VARIANT(bad_memory) {
+	void (*spoil)(struct kvm_vm *vm, u8 *mem, int page);
+	void (*mend)(struct kvm_vm *vm, u8 *mem, int page);
+	bool readable;
+};
+
+static void delete_memslot(struct kvm_vm *vm, u8 *mem, int page)
+{
+	vm_set_user_memory_region(vm, SLOT, 0, VMCB_GPA, 0, mem);
+}
+
+static void create_memslot(struct kvm_vm *vm, u8 *mem, int page)
+{
+	vm_set_user_memory_region(vm, SLOT, 0, VMCB_GPA, SIZE, mem);
+}
+
+FIXTURE_VARIANT_ADD(bad_memory, no_memslot) {
+	.spoil = delete_memslot,
+	.mend = create_memslot,
+};
+
+static void restore_memslot(struct kvm_vm *vm, u8 *mem, int page)
+{
+	set_slot(vm, 0, mem);
+}
+
+/* The memslot ends before the page. */
+static void shorten_memslot(struct kvm_vm *vm, u8 *mem, int page)
+{
+	delete_memslot(vm, mem, page);
+	if (page)
+		vm_set_user_memory_region(vm, SLOT, 0, VMCB_GPA, page * PAGE_SIZE, mem);
+	else
+		vm_set_user_memory_region(vm, SLOT, 0, VMCB_GPA - SIZE, SIZE, mem);
+}
+
+FIXTURE_VARIANT_ADD(bad_memory, behind_memslot) {
+	.spoil = shorten_memslot,
+	.mend = restore_memslot,
+};
+
+static void make_memslot_read_only(struct kvm_vm *vm, u8 *mem, int page)
+{
+	set_slot(vm, KVM_MEM_READONLY, mem);
+}
+
+FIXTURE_VARIANT_ADD(bad_memory, read_only_memslot) {
+	.spoil = make_memslot_read_only,
+	.mend = restore_memslot,
+	.readable = true,
+};
+
+static void make_inaccessible(struct kvm_vm *vm, u8 *mem, int page)
+{
+	TEST_ASSERT_EQ(mprotect(mem + page * PAGE_SIZE, PAGE_SIZE, PROT_NONE), 0);
+}
+
+static void make_accessible(struct kvm_vm *vm, u8 *mem, int page)
+{
+	TEST_ASSERT_EQ(mprotect(mem + page * PAGE_SIZE, PAGE_SIZE, PROT_READ | PROT_WRITE), 0);
+}
+
+FIXTURE_VARIANT_ADD(bad_memory, inaccessible) {
+	.spoil = make_inaccessible,
+	.mend = make_accessible,
+};
+
+static void make_read_only(struct kvm_vm *vm, u8 *mem, int page)
+{
+	TEST_ASSERT_EQ(mprotect(mem + page * PAGE_SIZE, PAGE_SIZE, PROT_READ), 0);
+}
+
+FIXTURE_VARIANT_ADD(bad_memory, read_only) {
+	.spoil = make_read_only,
+	.mend = make_accessible,
+	.readable = true,
+};
+
+static u8 lost[PAGE_SIZE];
+
+static void lose(struct kvm_vm *vm, u8 *mem, int page)
+{
+	memcpy(lost, mem + page * PAGE_SIZE, PAGE_SIZE);
+	poison(mem + page * PAGE_SIZE);
+}
+
+static void replace_lost(struct kvm_vm *vm, u8 *mem, int page)
+{
+	map_anonymous(mem + page * PAGE_SIZE, PAGE_SIZE);
+	memcpy(mem + page * PAGE_SIZE, lost, PAGE_SIZE);
+}
+
+FIXTURE_VARIANT_ADD(bad_memory, poisoned) {
+	.spoil = lose,
+	.mend = replace_lost,
+};
+
+FIXTURE_SETUP(bad_memory)
+{
+	self->vm = vm_create_with_one_vcpu(&self->vcpu, l1_code);
+	self->mem = kvm_mmap(SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+	self->vmcb = (void *)self->mem;
+	memset(self->mem, UNTOUCHED, SIZE);
+	vm_set_user_memory_region(self->vm, SLOT, 0, VMCB_GPA, SIZE, self->mem);
+	virt_map(self->vm, VMCB_GPA, VMCB_GPA, NR_PAGES);
+}
+
+FIXTURE_TEARDOWN(bad_memory)
+{
+	kvm_vm_free(self->vm);
+	kvm_munmap(self->mem, SIZE);
+}
+
+static void run_into(struct kvm_vcpu *vcpu, u32 exit_reason)
+{
+	vcpu_run(vcpu);
+	TEST_ASSERT_KVM_EXIT_REASON(vcpu, exit_reason);
+}
+
+/* The instruction can be executed once the memory is there. */
+TEST_F(bad_memory, vmrun)
+{
+	start_l1_with_vmrun(self->vcpu);
+	variant->spoil(self->vm, self->mem, 0);
+	run_into(self->vcpu, KVM_EXIT_INTERNAL_ERROR);
+
+	variant->mend(self->vm, self->mem, 0);
+	EXPECT_EQ(run(self->vcpu), SAVED);
+	EXPECT_EQ(run(self->vcpu), LOADED);
+	EXPECT_EQ(run(self->vcpu), SVM_EXIT_VMMCALL);
+}
+
+TEST_F(bad_memory, vmexit)
+{
+	start_l2(self->vcpu);
+	variant->spoil(self->vm, self->mem, 0);
+	run_into(self->vcpu, KVM_EXIT_SHUTDOWN);
+}
+
+TEST_F(bad_memory, vmload)
+{
+	if (!emulates_vmload())
+		SKIP(return, "needs kvm_amd.vls=0");
+
+	save_and_change(self->vcpu, self->vmcb);
+	variant->spoil(self->vm, self->mem, 0);
+	op = LOAD;
+	sync_global_to_guest(self->vm, op);
+	if (!variant->readable) {
+		run_into(self->vcpu, KVM_EXIT_INTERNAL_ERROR);
+		variant->mend(self->vm, self->mem, 0);
+	}
+	EXPECT_EQ(run(self->vcpu), LOADED);
+}
+
+TEST_F(bad_memory, vmsave)
+{
+	if (!emulates_vmload())
+		SKIP(return, "needs kvm_amd.vls=0");
+
+	save_and_change(self->vcpu, self->vmcb);
+	variant->spoil(self->vm, self->mem, 0);
+	op = SAVE;
+	sync_global_to_guest(self->vm, op);
+	run_into(self->vcpu, KVM_EXIT_INTERNAL_ERROR);
+
+	variant->mend(self->vm, self->mem, 0);
+	EXPECT_EQ(self->vmcb->save.kernel_gs_base, LOADED);
+	EXPECT_EQ(run(self->vcpu), SAVED);
+	EXPECT_EQ(self->vmcb->save.kernel_gs_base, SAVED);
+}
+
+/* L1's state can't be saved, so the VM is lost. */
+TEST_F(bad_memory, smi)
+{
+	start_l1_with_l2(self->vcpu);
+	variant->spoil(self->vm, self->mem, 1);
+	inject_smi(self->vcpu);
+	EXPECT_EQ(__vcpu_run(self->vcpu), -1);
+	EXPECT_EQ(errno, EIO);
+}
+
+TEST_F(bad_memory, rsm)
+{
+	start_l1_with_l2(self->vcpu);
+	run_to_smm(self->vcpu);
+	variant->spoil(self->vm, self->mem, 0);
+	run_into(self->vcpu, KVM_EXIT_SHUTDOWN);
+}
+
+TEST_F(bad_memory, rsm_without_host_save_area)
+{
+	start_l1_with_l2(self->vcpu);
+	run_to_smm(self->vcpu);
+	variant->spoil(self->vm, self->mem, 1);
+	if (!variant->readable) {
+		run_into(self->vcpu, KVM_EXIT_SHUTDOWN);
+		return;
+	}
+	EXPECT_EQ(run(self->vcpu), LOADED);
 }
 
 int main(int argc, char *argv[])

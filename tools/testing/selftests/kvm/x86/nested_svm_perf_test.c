@@ -16,6 +16,7 @@
  *			a VMSAVE and a VMLOAD after it, as KVM in L1 has it
  *  vmrun_two_*		VMRUN of two VMCBs in turn
  *  vmrun_three_*	VMRUN of three VMCBs in turn
+ *  vmrun_unmapped_memfd	VMRUN after MADV_DONTNEED of the VMCB, with both
  */
 #include <linux/sizes.h>
 #include <sys/mman.h>
@@ -166,6 +167,35 @@ static u64 time_fastest_run(struct kvm_vcpu *vcpu, u64 op, u64 nr)
 	return ns;
 }
 
+/* The memory must keep what it has. */
+static u64 time_fastest_unmapped_run(struct kvm_vcpu *vcpu, void *mem, u64 nr)
+{
+	struct timespec start, elapsed;
+	u64 ns = ~0ULL;
+	u32 r, i;
+
+	for (r = 0; r <= NR_ROUNDS; r++) {
+		clock_gettime(CLOCK_MONOTONIC, &start);
+		for (i = 0; i < NR_ITERATIONS; i++) {
+			if (nr)
+				kvm_madvise(mem, PAGE_SIZE, MADV_DONTNEED);
+			time_run(vcpu, VMRUN, nr);
+		}
+		elapsed = timespec_elapsed(start);
+		if (r)
+			ns = min(ns, (u64)timespec_to_ns(elapsed));
+	}
+	return ns;
+}
+
+static void measure_unmapped(struct kvm_vcpu *vcpu, void *mem)
+{
+	u64 ns = time_fastest_unmapped_run(vcpu, mem, 1) - time_fastest_unmapped_run(vcpu, mem, 0);
+
+	printf("vmrun_unmapped_memfd: %lu ns (%lu in %u)\n", ns / NR_ITERATIONS, ns,
+	       NR_ITERATIONS);
+}
+
 static void measure(const char *kind, void *mem)
 {
 	struct kvm_vcpu *vcpu;
@@ -195,6 +225,8 @@ static void measure(const char *kind, void *mem)
 		printf("%s_%s: %lu ns (%lu in %u)\n", op_names[op], kind, ns / NR_ITERATIONS, ns,
 		       NR_ITERATIONS);
 	}
+	if (!strcmp(kind, "memfd"))
+		measure_unmapped(vcpu, mem);
 	kvm_vm_free(vm);
 }
 

@@ -577,30 +577,6 @@ TEST_F(nested_vmx_pages, vapic_migrated)
 	}
 }
 
-static bool has_swap(void)
-{
-	char line[256];
-	int nr = 0;
-	FILE *f;
-
-	f = fopen("/proc/swaps", "r");
-	if (!f)
-		return false;
-
-	while (fgets(line, sizeof(line), f))
-		nr++;
-	fclose(f);
-	return nr > 1;
-}
-
-static bool is_resident(void *page)
-{
-	unsigned char vec;
-
-	TEST_ASSERT_EQ(mincore(page, PAGE_SIZE, &vec), 0);
-	return vec & 1;
-}
-
 TEST_F(nested_vmx_pages, vapic_paged_out)
 {
 	if (!has_swap())

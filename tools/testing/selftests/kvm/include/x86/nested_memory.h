@@ -13,6 +13,7 @@
 
 #include <fcntl.h>
 #include <linux/mempolicy.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
@@ -92,6 +93,30 @@ static inline int move_to_node(void *page, int node)
 
 	syscall(__NR_move_pages, 0, 1, &page, &node, &status, MPOL_MF_MOVE);
 	return status;
+}
+
+static inline bool has_swap(void)
+{
+	char line[256];
+	int nr = 0;
+	FILE *f;
+
+	f = fopen("/proc/swaps", "r");
+	if (!f)
+		return false;
+
+	while (fgets(line, sizeof(line), f))
+		nr++;
+	fclose(f);
+	return nr > 1;
+}
+
+static inline bool is_resident(void *page)
+{
+	unsigned char vec;
+
+	TEST_ASSERT_EQ(mincore(page, PAGE_SIZE, &vec), 0);
+	return vec & 1;
 }
 
 #endif /* SELFTEST_KVM_NESTED_MEMORY_H */
