@@ -16,6 +16,7 @@
 #include <sys/wait.h>
 
 #include "apic.h"
+#include "hwpoison.h"
 #include "kvm_syscalls.h"
 #include "kvm_test_harness.h"
 #include "kvm_util.h"
@@ -1316,6 +1317,50 @@ TEST_F(nested_vmx_pages, bitmap_read_only)
 	set_slot(self->vm, BITMAP, KVM_MEM_READONLY, bitmap);
 	l1.cpu_based |= CPU_BASED_USE_MSR_BITMAPS;
 	start_l2(self->vcpu, self->vapic);
+	expect_bitmap(_metadata, self->vcpu, bitmap);
+}
+
+/* All accesses exit to L1 if the bitmap can't be read. */
+static void expect_all_intercepted(struct __test_metadata *_metadata, struct kvm_vcpu *vcpu)
+{
+	EXPECT_EQ(run_op(vcpu, EXIT_TO_L1, 0), 0);
+	EXPECT_EQ(run_op(vcpu, READ_MSR, 0), EMULATED);
+}
+
+TEST_F(nested_vmx_pages, bitmap_no_memslot)
+{
+	u8 *bitmap = self->mem + BITMAP * PAGE_SIZE;
+
+	l1.cpu_based |= CPU_BASED_USE_MSR_BITMAPS;
+	start_l2(self->vcpu, self->vapic);
+	delete_slot(self->vm, BITMAP);
+	expect_all_intercepted(_metadata, self->vcpu);
+	set_slot(self->vm, BITMAP, 0, bitmap);
+	expect_bitmap(_metadata, self->vcpu, bitmap);
+}
+
+TEST_F(nested_vmx_pages, bitmap_inaccessible)
+{
+	u8 *bitmap = self->mem + BITMAP * PAGE_SIZE;
+
+	l1.cpu_based |= CPU_BASED_USE_MSR_BITMAPS;
+	start_l2(self->vcpu, self->vapic);
+	TEST_ASSERT_EQ(mprotect(bitmap, PAGE_SIZE, PROT_NONE), 0);
+	expect_all_intercepted(_metadata, self->vcpu);
+	TEST_ASSERT_EQ(mprotect(bitmap, PAGE_SIZE, PROT_READ | PROT_WRITE), 0);
+	expect_bitmap(_metadata, self->vcpu, bitmap);
+}
+
+TEST_F(nested_vmx_pages, bitmap_poisoned)
+{
+	u8 *bitmap = self->mem + BITMAP * PAGE_SIZE;
+
+	l1.cpu_based |= CPU_BASED_USE_MSR_BITMAPS;
+	start_l2(self->vcpu, self->vapic);
+	set_intercept(bitmap, false);
+	poison(bitmap);
+	expect_all_intercepted(_metadata, self->vcpu);
+	map_anonymous(bitmap, PAGE_SIZE);
 	expect_bitmap(_metadata, self->vcpu, bitmap);
 }
 
