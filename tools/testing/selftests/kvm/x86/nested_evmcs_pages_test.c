@@ -507,51 +507,49 @@ TEST_F(nested_evmcs_pages, vmread)
 	}
 }
 
-/* What another vCPU of L1 marks dirty while L2 runs is for the next entry. */
-TEST_F(nested_evmcs_pages, clean_fields_changed_in_l2)
+/* L2 sees CR0's read shadow, a field of the group CRDR, as CR0. */
+static void start_l2_with_cr0(struct __test_metadata *_metadata, struct kvm_vcpu *vcpu,
+			      struct hv_enlightened_vmcs *evmcs)
 {
-	u32 clean_fields;
-
-	EXPECT_EQ(run(self->vcpu), L1_READY);
-	self->evmcs->guest_rip = (u64)l2_code_with_cr0;
-	self->evmcs->cr0_guest_host_mask = -1ull;
-	self->evmcs->cr0_read_shadow = 0x1000;
-	EXPECT_EQ(run_to_l2(self->vcpu), 0x1000);
-
-	/* An entry for which the field is clean. */
-	EXPECT_EQ(run_to_l1(self->vcpu), EXIT_REASON_VMCALL);
-	run_to_entry(self->vcpu);
-	EXPECT_EQ(run_to_l2(self->vcpu), 0x1000);
-
-	clean_fields = self->evmcs->hv_clean_fields & ~HV_VMX_ENLIGHTENED_CLEAN_FIELD_CRDR;
-	self->evmcs->cr0_read_shadow = 0x2000;
-	self->evmcs->hv_clean_fields = clean_fields;
-	EXPECT_EQ(run_to_l1(self->vcpu), EXIT_REASON_VMCALL);
-	EXPECT_EQ(self->evmcs->hv_clean_fields, clean_fields);
-
-	run_to_entry(self->vcpu);
-	EXPECT_EQ(run_to_l2(self->vcpu), 0x2000);
+	EXPECT_EQ(run(vcpu), L1_READY);
+	evmcs->guest_rip = (u64)l2_code_with_cr0;
+	evmcs->cr0_guest_host_mask = -1ull;
+	evmcs->cr0_read_shadow = 0x1000;
+	EXPECT_EQ(run_to_l2(vcpu), 0x1000);
 }
 
-/* The group was dirty for this entry already, as VMLAUNCH is by all fields. */
+/* What another vCPU of L1 marks dirty while L2 runs is for the next entry. */
+static void expect_change_in_l2(struct __test_metadata *_metadata, struct kvm_vcpu *vcpu,
+				struct hv_enlightened_vmcs *evmcs)
+{
+	u32 clean_fields = evmcs->hv_clean_fields & ~HV_VMX_ENLIGHTENED_CLEAN_FIELD_CRDR;
+
+	evmcs->cr0_read_shadow = 0x2000;
+	evmcs->hv_clean_fields = clean_fields;
+	EXPECT_EQ(run_to_l1(vcpu), EXIT_REASON_VMCALL);
+	EXPECT_EQ(evmcs->hv_clean_fields, clean_fields);
+
+	run_to_entry(vcpu);
+	EXPECT_EQ(run_to_l2(vcpu), 0x2000);
+}
+
+/* The group was dirty for the entry already, as VMLAUNCH is by all fields. */
 TEST_F(nested_evmcs_pages, clean_fields_changed_after_launch)
 {
-	u32 clean_fields;
+	start_l2_with_cr0(_metadata, self->vcpu, self->evmcs);
+	expect_change_in_l2(_metadata, self->vcpu, self->evmcs);
+}
 
-	EXPECT_EQ(run(self->vcpu), L1_READY);
-	self->evmcs->guest_rip = (u64)l2_code_with_cr0;
-	self->evmcs->cr0_guest_host_mask = -1ull;
-	self->evmcs->cr0_read_shadow = 0x1000;
+TEST_F(nested_evmcs_pages, clean_fields_changed_in_l2)
+{
+	start_l2_with_cr0(_metadata, self->vcpu, self->evmcs);
+
+	/* An entry for which the group is clean. */
+	EXPECT_EQ(run_to_l1(self->vcpu), EXIT_REASON_VMCALL);
+	run_to_entry(self->vcpu);
 	EXPECT_EQ(run_to_l2(self->vcpu), 0x1000);
 
-	clean_fields = self->evmcs->hv_clean_fields & ~HV_VMX_ENLIGHTENED_CLEAN_FIELD_CRDR;
-	self->evmcs->cr0_read_shadow = 0x2000;
-	self->evmcs->hv_clean_fields = clean_fields;
-	EXPECT_EQ(run_to_l1(self->vcpu), EXIT_REASON_VMCALL);
-	EXPECT_EQ(self->evmcs->hv_clean_fields, clean_fields);
-
-	run_to_entry(self->vcpu);
-	EXPECT_EQ(run_to_l2(self->vcpu), 0x2000);
+	expect_change_in_l2(_metadata, self->vcpu, self->evmcs);
 }
 
 /* A field of GUEST_GRP1 and one of GUEST_GRP2. */
