@@ -13,7 +13,8 @@ tests.  What is wrong with it in place is said above the diff, and in these line
 			machine) that are to be seen; fail if there is no such line
   Runs: N		all of which must find it; 1 if there is no such line
 
-Without the bug the same tests must pass, as often.
+Another Plan: line begins what is to be seen by that plan as well.  Without the bug the
+same tests must pass, as often.
 """
 
 import argparse
@@ -45,43 +46,13 @@ def test_of(name):
     return name.partition('.')[0]
 
 
-class Bug:
-    def __init__(self, path):
-        self.path = path
-        self.name = os.path.basename(path).removesuffix('.patch')
-        self.plan, self.found_by, self.seen_as, self.runs = None, set(), {'fail'}, 1
+class Finder:
+    """What is to be seen by one plan."""
+
+    def __init__(self, plan):
+        self.plan, self.found_by, self.seen_as, self.runs = plan, set(), {'fail'}, 1
         self.found = 0
         self.problem = None
-        self.seconds = 0
-        about = False
-        with open(path) as f:
-            for line in f:
-                if line.startswith(('diff ', '--- ')):
-                    break
-                m = FIELD.fullmatch(line.strip())
-                if m:
-                    self.field(*m.groups())
-                else:
-                    about |= bool(line.strip())
-        if not about:
-            self.bad('it does not say what is wrong')
-        if not self.plan or not self.found_by:
-            self.bad('want "Plan: MACHINE:KERNEL:SUITE" and "Found-by: COLLECTION:TEST[.CASE]"')
-
-    def bad(self, text):
-        run.die(f'{os.path.relpath(self.path)}: {text}')
-
-    def field(self, name, value):
-        if name == 'Plan' and value.count(':') == 2:
-            self.plan = value
-        elif name == 'Found-by' and TEST.fullmatch(value):
-            self.found_by.add(value)
-        elif name == 'Seen-as' and value.split() and not set(value.split()) - set(KINDS):
-            self.seen_as = set(value.split())
-        elif name == 'Runs' and value.isdecimal() and int(value):
-            self.runs = int(value)
-        else:
-            self.bad(f'cannot read "{name}: {value}"')
 
     @property
     def kernel(self):
@@ -100,10 +71,54 @@ class Bug:
                 ('fail' not in self.seen_as or self.found_by <= {n for _, n in seen}))
 
 
+class Bug:
+    def __init__(self, path):
+        self.path = path
+        self.name = os.path.basename(path).removesuffix('.patch')
+        self.finders = []
+        self.problem = None
+        self.seconds = 0
+        about = False
+        with open(path) as f:
+            for line in f:
+                if line.startswith(('diff ', '--- ')):
+                    break
+                m = FIELD.fullmatch(line.strip())
+                if m:
+                    self.field(*m.groups())
+                else:
+                    about |= bool(line.strip())
+        if not about:
+            self.bad('it does not say what is wrong')
+        if not self.finders or not all(f.found_by for f in self.finders):
+            self.bad('want "Plan: MACHINE:KERNEL:SUITE" and "Found-by: COLLECTION:TEST[.CASE]"')
+
+    def bad(self, text):
+        run.die(f'{os.path.relpath(self.path)}: {text}')
+
+    def field(self, name, value):
+        if name == 'Plan' and value.count(':') == 2:
+            self.finders.append(Finder(value))
+            return
+        last = self.finders[-1] if self.finders else None
+        if last and name == 'Found-by' and TEST.fullmatch(value):
+            last.found_by.add(value)
+        elif last and name == 'Seen-as' and value.split() and not set(value.split()) - set(KINDS):
+            last.seen_as = set(value.split())
+        elif last and name == 'Runs' and value.isdecimal() and int(value):
+            last.runs = int(value)
+        else:
+            self.bad(f'cannot read "{name}: {value}"')
+
+    @property
+    def is_found(self):
+        return not self.problem and not any(f.problem for f in self.finders)
+
+
 def posting_of(bug):
     """The first posting that adds what finds the bug: NAME of patches/NN-NAME."""
     wanted = []
-    for name in sorted(bug.found_by):
+    for name in sorted(set().union(*(f.found_by for f in bug.finders))):
         collection, _, test = name.partition(':')
         test, _, case = test.partition('.')
         file = '_kunit' if collection == 'kunit' else f'/{test}'
@@ -174,32 +189,35 @@ def say_seen(seen):
     return ', '.join(f'{kind} of {name}' for kind, name in sorted(seen)) or 'nothing'
 
 
-def without(bugs):
+def without(finders):
     """Run the tests of all bugs on the series: what they see there, they do not see
     for any bug."""
-    for text in dict.fromkeys(b.plan for b in bugs):
-        those = [b for b in bugs if b.plan == text]
-        for n in range(max(b.runs for b in those)):
-            tests = set().union(*(b.tests for b in those if b.runs > n))
+    for text in dict.fromkeys(f.plan for f in finders):
+        those = [f for f in finders if f.plan == text]
+        for n in range(max(f.runs for f in those)):
+            tests = set().union(*(f.tests for f in those if f.runs > n))
             seen = look('series', text, tests, f'series-{text.replace(":", "-")}-{n + 1}')
-            for b in those:
-                own = {s for s in seen if test_of(s[1]) in b.tests or s[1] == 'machine'}
-                if own and b.runs > n:
-                    b.problem = f'without it: {say_seen(own)}'
+            for f in those:
+                own = {s for s in seen if test_of(s[1]) in f.tests or s[1] == 'machine'}
+                if own and f.runs > n:
+                    f.problem = f'without it: {say_seen(own)}'
 
 
 def plant(bug):
     t0 = time.monotonic()
     git('apply', bug.path)
     try:
-        if not build('planted', bug.kernel):
-            bug.problem = 'does not build'
-            return
-        for n in range(bug.runs):
-            seen = look('planted', bug.plan, bug.tests, f'{bug.name}-{n + 1}')
-            bug.found += bug.is_found(seen)
-            if not bug.is_found(seen):
-                bug.problem = f'seen: {say_seen(seen)}'
+        for kernel in dict.fromkeys(f.kernel for f in bug.finders if not f.problem):
+            if not build('planted', kernel):
+                bug.problem = 'does not build'
+                return
+        for i, f in enumerate(bug.finders):
+            for n in range(0 if f.problem else f.runs):
+                seen = look('planted', f.plan, f.tests, f'{bug.name}-{i + 1}-{n + 1}')
+                if f.is_found(seen):
+                    f.found += 1
+                else:
+                    f.problem = f'seen: {say_seen(seen)}'
     finally:
         git('checkout', '-q', '-f', '--detach', REF)
         bug.seconds = time.monotonic() - t0
@@ -232,7 +250,8 @@ def main():
         run.die(f'no patch in {os.path.relpath(patches)} matches')
     if args.list:
         for b in bugs:
-            print(b.name, b.plan, posting_of(b) or "-", *sorted(b.found_by))
+            for f in b.finders:
+                print(b.name, f.plan, posting_of(b) or "-", *sorted(f.found_by))
         return 0
     os.makedirs(DIR, exist_ok=True)
     lock = open(os.path.join(DIR, 'lock'), 'w')
@@ -242,22 +261,22 @@ def main():
     for b in bugs:
         check(b)
     good = [b for b in bugs if not b.problem]
-    for kernel in dict.fromkeys(b.kernel for b in good):
+    for kernel in dict.fromkeys(f.kernel for b in good for f in b.finders):
         if not build('series', kernel):
             run.die(f'the series does not build: {kernel}')
     shutil.rmtree(os.path.join(DIR, 'results'), ignore_errors=True)
-    without(good)
+    without([f for b in good for f in b.finders])
     for b in good:
-        if not b.problem:
-            plant(b)
+        plant(b)
 
     print()
     for b in bugs:
-        print(f'{"NOT FOUND" if b.problem else "found":9}  {b.name}  {b.plan}  {b.found} of {b.runs}  '
-              f'{b.seconds:.0f} s  {" ".join(sorted(b.found_by))}')
-        if b.problem:
-            print(f'{"":11}{b.problem}')
-    bad = sum(1 for b in bugs if b.problem)
+        for f in b.finders:
+            print(f'{"NOT FOUND" if b.problem or f.problem else "found":9}  {b.name}  {f.plan}  {f.found} of {f.runs}  '
+                  f'{b.seconds:.0f} s  {" ".join(sorted(f.found_by))}')
+            if b.problem or f.problem:
+                print(f'{"":11}{b.problem or f.problem}')
+    bad = sum(1 for b in bugs if not b.is_found)
     print(f'{len(bugs) - bad} of {len(bugs)} planted bugs found; {os.path.relpath(os.path.join(DIR, "results"))} '
           'has what the tests said')
     return 1 if bad else 0

@@ -165,6 +165,19 @@ class Planted(test_runner.Machine):
         self.bug('x', 'fail_one_a once', 'Plan: x:default:kvm', 'Found-by: kvm:one.a', 'Runs: 3')
         self.not_found('2 of 3', 'seen: nothing')
 
+    def test_two_plans(self):
+        fields = ['Plan: x:default:kvm', 'Found-by: kvm:one.a', 'Plan: x:default:kvm', 'Found-by: kvm:two.b',
+                  'Runs: 2']
+        self.bug('x', 'fail_one_a fail_two_b', *fields)
+        out = self.found()
+        self.assertIn('found      x  x:default:kvm  1 of 1', out)
+        self.assertIn('found      x  x:default:kvm  2 of 2', out)
+        self.bug('x', 'fail_one_a', *fields)
+        out = self.not_found('NOT FOUND  x  x:default:kvm  0 of 2', 'seen: nothing')
+        self.assertIn('found      x  x:default:kvm  1 of 1', out)
+        self.bug('x', 'fail_one_a', *fields[:3])
+        self.malformed('want "Plan:')
+
     def test_fails_without(self):
         self.source([*LINES[:30], 'int fail_one_a;\n', *LINES[31:]])
         self.git('commit', '-qam', 'x')
@@ -225,7 +238,7 @@ class Planted(test_runner.Machine):
 
     def test_malformed(self):
         for fields, says in ((('Plan: x:default:kvm',), 'want "Plan:'),
-                             (('Found-by: kvm:one',), 'want "Plan:'),
+                             (('Found-by: kvm:one',), 'cannot read "Found-by: kvm:one"'),
                              (('Plan: kvm', 'Found-by: kvm:one'), 'cannot read "Plan: kvm"'),
                              (('Plan: x:default:kvm', 'Found-by: one'), 'cannot read "Found-by: one"'),
                              (('Plan: x:default:kvm', 'Found-by: kvm:one', 'Runs: 0'), 'cannot read "Runs: 0"'),

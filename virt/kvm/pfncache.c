@@ -17,9 +17,9 @@
  *
  *  - unbound: its memslots are unknown.  A new area is unbound, and an area by
  *    guest physical address is unbound again when one of its memslots changes.
- *  - bound: it has a range for each memslot that it lies in, in one tree of
- *    kvm->gpc_tree, or one in each tree if the memory may become private, so
- *    that invalidations find it.
+ *  - bound: it has a range in kvm->gpc_tree for each memslot that it lies in,
+ *    and one for all of its pages if they may become private, so that
+ *    invalidations find it.
  *  - mapped: gpc->khva points to it.  Readers check gpc->khva only.
  *
  * A refresh binds and maps an area.  An invalidation clears gpc->khva and waits
@@ -56,15 +56,15 @@
 #include "kvm_mm.h"
 #include "pfncache_map.h"
 
-/* Contiguous pages of an area, in one memslot, in one of the trees. */
+/* Contiguous pages of an area, of one memslot, or all that may get private. */
 struct gpc_range {
 	/* In kvm->gpc_tree[by]. */
 	struct interval_tree_node node;
 	struct gpc_area *area;
-	/* NULL and 0 if the area is bound by HVA. */
+	/* NULL and 0 if the area is bound by HVA, or if @nr_pages is 0. */
 	struct kvm_memory_slot *memslot;
 	gfn_t gfn;
-	/* Pages to look up, 0 if the range by HVA has them. */
+	/* Pages to look up, 0 in the range that tests for private pages. */
 	unsigned int nr_pages;
 	enum kvm_gpc_by by;
 };
@@ -80,9 +80,7 @@ struct gpc_area {
 	gpa_t gpa;
 	unsigned long uhva;
 	unsigned int len;
-	unsigned short nr_pages;
-	/* The number of elements of @range. */
-	unsigned short max_ranges;
+	unsigned int nr_pages;
 
 	/* The members from here on are written under kvm->gpc_lock. */
 
@@ -94,9 +92,12 @@ struct gpc_area {
 	bool stale;
 	/* A refresh has failed since the area was mapped the last time. */
 	bool failed;
-	/* One or two ranges for each memslot, in the order of the pages. */
+	/*
+	 * The range that tests for private pages, if any, then one for each
+	 * memslot, in the order of the pages.
+	 */
 	unsigned int nr_ranges;
-	struct gpc_range range[] __counted_by(max_ranges);
+	struct gpc_range range[1 + GPC_MAP_MAX];
 };
 
 #define gpc_for_each_range(range, kvm, by, first, last)					\
@@ -131,19 +132,11 @@ static void gpc_add_hva_range(struct gpc_area *area, unsigned long uhva,
 static void gpc_add_memslot_range(struct gpc_area *area, struct kvm_memory_slot *slot,
 				  gfn_t gfn, unsigned int nr_pages)
 {
-	gfn_t last = gfn + nr_pages - 1;
-
 	/* The guest's page faults use the file only, too. */
-	if (kvm_memslot_is_gmem_only(slot)) {
-		gpc_add_range(area, KVM_GPC_BY_GFN, gfn, last, slot, gfn, nr_pages);
-		return;
-	}
-
-	/* Tests for private pages only.  The range by HVA has the pages. */
-	if (kvm_arch_has_private_mem(area->gpc->kvm))
-		gpc_add_range(area, KVM_GPC_BY_GFN, gfn, last, slot, gfn, 0);
-
-	gpc_add_hva_range(area, __gfn_to_hva_memslot(slot, gfn), nr_pages, slot, gfn);
+	if (kvm_memslot_is_gmem_only(slot))
+		gpc_add_range(area, KVM_GPC_BY_GFN, gfn, gfn + nr_pages - 1, slot, gfn, nr_pages);
+	else
+		gpc_add_hva_range(area, __gfn_to_hva_memslot(slot, gfn), nr_pages, slot, gfn);
 }
 
 static void gpc_unbind(struct gpc_area *area)
@@ -180,6 +173,8 @@ static int gpc_bind(struct gpc_area *area)
 	if (kvm_is_error_gpa(area->gpa)) {
 		gpc_add_hva_range(area, PAGE_ALIGN_DOWN(area->uhva), area->nr_pages, NULL, 0);
 		end = gfn;
+	} else if (kvm_arch_has_private_mem(kvm)) {
+		gpc_add_range(area, KVM_GPC_BY_GFN, gfn, end - 1, NULL, 0, 0);
 	}
 
 	while (gfn < end) {
@@ -614,7 +609,7 @@ void kvm_gpc_invalidate_memslot(struct kvm *kvm, struct kvm_memory_slot *slot)
 static void gpc_retire(struct gpc_area *area)
 {
 	/* Nothing would make the hardware leave the area. */
-	WARN_ON_ONCE(area->gpc->area == area && area->gpc->used);
+	WARN_ON_ONCE(area->gpc->used);
 
 	gpc_invalidate(area);
 	gpc_unbind(area);
@@ -777,8 +772,8 @@ static int gpc_lookup_range(const struct gpc_range *range, kvm_pfn_t *pfn, struc
 	if (range->by == KVM_GPC_BY_HVA)
 		return gpc_lookup_hva(range, pfn, page);
 
-	if (gpc_is_private(range))
-		return -EACCES;
+	if (!range->nr_pages)
+		return gpc_is_private(range) ? -EACCES : 0;
 
 	return gpc_lookup_gmem(range, pfn, page);
 }
@@ -1004,14 +999,13 @@ static int gpc_activate(struct gfn_to_pfn_cache *gpc, gpa_t gpa, unsigned long u
 {
 	unsigned long offset = offset_in_page(kvm_is_error_gpa(gpa) ? uhva : gpa);
 	unsigned int nr_pages = PAGE_ALIGN(offset + len) >> PAGE_SHIFT;
-	unsigned int max_ranges = kvm_arch_has_private_mem(gpc->kvm) ? 2 * nr_pages : nr_pages;
 	struct gpc_area *area;
 	int ret;
 
 	if (!len || len > KVM_GPC_MAX_LEN)
 		return -EINVAL;
 
-	area = kmalloc_flex(*area, range, max_ranges, GFP_KERNEL_ACCOUNT);
+	area = kmalloc_obj(*area, GFP_KERNEL_ACCOUNT);
 	if (!area)
 		return -ENOMEM;
 
@@ -1020,7 +1014,6 @@ static int gpc_activate(struct gfn_to_pfn_cache *gpc, gpa_t gpa, unsigned long u
 	area->uhva = uhva;
 	area->len = len;
 	area->nr_pages = nr_pages;
-	area->max_ranges = max_ranges;
 	area->map = NULL;
 	area->bound = false;
 	area->failed = false;

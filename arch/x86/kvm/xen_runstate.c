@@ -141,10 +141,11 @@ static int kvm_xen_set_runstate_addr(struct kvm_vcpu *vcpu, gpa_t gpa)
 	}
 
 	r = kvm_gpc_activate(gpc, gpa, kvm_xen_runstate_len(kvm_xen_long_mode(vcpu->kvm)));
-	if (!r)
-		kvm_xen_update_runstate_guest(vcpu);
+	if (r)
+		return kvm_xen_area_error(r);
 
-	return kvm_xen_area_error(r);
+	kvm_xen_update_runstate_guest(vcpu);
+	return 0;
 }
 
 /*
