@@ -14,7 +14,8 @@ LONG  := amd:default:slow amd:default:xen-slow amd:debug:xen intel:debug:core-in
 POSTED := amd:default:kvm amd:default:kunit amd:default:xen-default
 PLANS ?= $(if $(POSTING),$(POSTED),$(CHECK))
 RUNFLAGS = $(if $(FILTER),--filter '$(FILTER)') $(if $(V),-v) $(if $(JUNIT),--junit '$(JUNIT)') \
-	   $(if $(ARGS),--args '$(ARGS)') $(if $(TIMEOUT),--timeout $(TIMEOUT))
+	   $(if $(ARGS),--args '$(ARGS)') $(if $(APPEND),--append '$(APPEND)') \
+	   $(if $(TIMEOUT),--timeout $(TIMEOUT))
 
 .PHONY: help run check check-series check-posting check-long test list lint selftest tree export \
 	postings post churn kernel base-test bench litmus each static planted deps clean distclean

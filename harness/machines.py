@@ -27,11 +27,11 @@ BARE_MIB = 16
 BOCHS_MIB = 1920
 
 
-def append(end):
+def append(plan, end):
     """The command line.  The kernel leaves alone what is above END, in MiB: memory
     without struct pages, which tests of the cache map, and the last MiB before it,
     which has struct pages for being in a section with RAM, but is no RAM."""
-    return f'{APPEND} mem={end - 1}M kvm.gpc_test_memory={end << 20:#x}'
+    return f'{APPEND} mem={end - 1}M kvm.gpc_test_memory={end << 20:#x} {plan.append}'
 
 
 class Process:
@@ -175,7 +175,7 @@ class Qemu:
         argv = [self.program(), '-L', '/usr/share/qemu', '-L', '/usr/share/seabios', *self.cpus(plan),
                 '-m', f'{6144 + BARE_MIB}M', '-nodefaults', '-no-user-config', '-display', 'none', '-no-reboot',
                 '-kernel', os.path.join(plan.build, 'bzImage'), '-initrd', initrd,
-                '-append', f'{append(7168)} {hugepages(plan)} {self.parameters()}',
+                '-append', f'{append(plan, 7168)} {hugepages(plan)} {self.parameters()}',
                 '-serial', 'file:' + paths['console'], '-serial', 'file:' + paths['ktap']]
         return Process(plan, argv, paths)
 
@@ -287,7 +287,7 @@ class Bochs:
         os.rename(initrd, os.path.join(root, 'initrd'))
         with open(os.path.join(root, 'isolinux.cfg'), 'w') as f:
             # Bochs' xsave and string instructions are not to be relied upon.
-            f.write(ISOLINUX.format(append=append(BOCHS_MIB) + ' nokaslr noxsave clearcpuid=erms,fsrm mitigations=off'))
+            f.write(ISOLINUX.format(append=append(plan, BOCHS_MIB) + ' nokaslr noxsave clearcpuid=erms,fsrm mitigations=off'))
         iso = os.path.join(plan.dir, 'tmp.iso')
         subprocess.run([xorriso, '-as', 'mkisofs', '-quiet', '-o', iso, '-b', 'isolinux.bin',
                         '-c', 'boot.cat', '-no-emul-boot', '-boot-load-size', '4',

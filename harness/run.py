@@ -159,6 +159,7 @@ class Plan:
             die(f'{text}: want MACHINE:KERNEL:SUITE')
         self.tree = args.tree
         self.seconds = args.timeout     # of each test, if it was said
+        self.append = args.append       # to the kernel's command line
         self.machine = machines.choose(machine)
         self.build = os.path.join(BUILD, *([self.tree] if self.tree != 'series' else []), f'{self.tree}-{self.kernel}')
         self.name = f'{self.machine.name}-{self.kernel}-{self.suite}'
@@ -553,6 +554,7 @@ def parse_args(argv=None):
     ap.add_argument('-j', '--jobs', type=int, default=2, help='machines at a time; each keeps one core busy')
     ap.add_argument('--args', action='append', default=[], type=lambda s: tuple(s.split('=', 1)),
                     metavar='TEST=ARGUMENTS', help='the command line of a test')
+    ap.add_argument('--append', default='', metavar='PARAMETERS', help="for the kernel's command line")
     ap.add_argument('--timeout', type=int, metavar='SECONDS', help='for each test, in place of its usual limit')
     ap.add_argument('--limit', type=int, metavar='SECONDS',
                     help='for the whole run; 5000, or none if --timeout is given')

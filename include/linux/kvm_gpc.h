@@ -290,6 +290,23 @@ void kvm_gpc_unlock(struct gfn_to_pfn_cache *gpc);
 void kvm_gpc_unlock_dirty(struct gfn_to_pfn_cache *gpc);
 
 /**
+ * kvm_vcpu_wait_for_memslot() - wait while a memslot is being moved or deleted
+ * @vcpu: the vCPU whose task calls this
+ * @gfn: the guest frame of an area in one page
+ *
+ * For users of caches that get -ENOENT: a memslot isn't found from the
+ * beginning of its move or deletion, though userspace sees that only when the
+ * ioctl returns.  kvm->srcu is dropped meanwhile.
+ *
+ * Context: May sleep.  Must be called by the vCPU's task with kvm->srcu held by
+ *	    kvm_vcpu_srcu_read_lock() only, and without kvm->slots_lock.
+ * Return: 0 if a cache may find the memslot now, or else
+ *	   -ENOENT: there is no memslot, or a read-only one,
+ *	   -EINTR: a signal is pending, in KVM_RUN any signal, else a fatal one.
+ */
+int kvm_vcpu_wait_for_memslot(struct kvm_vcpu *vcpu, gfn_t gfn);
+
+/**
  * kvm_gpc_use() - get the physical address of an area for the vCPU's hardware
  * @gpc: the cache, initialized by kvm_gpc_init_vcpu()
  * @gpa: guest physical address of the area, of any alignment, not INVALID_GPA
@@ -344,20 +361,6 @@ static __always_inline bool kvm_gpc_is_used(const struct gfn_to_pfn_cache *gpc, 
 	return READ_ONCE(ACCESS_PRIVATE(gpc, hpa_valid)) &&
 	       ACCESS_PRIVATE(gpc, used_gpa) == gpa;
 }
-
-/**
- * kvm_vcpu_wait_for_memslots() - wait until a change of memslots is done
- * @vcpu: the vCPU whose task calls this
- *
- * For users of caches that get -ENOENT: a memslot isn't found from the
- * beginning of its move or deletion, though userspace sees that only when the
- * ioctl returns.  kvm->srcu is dropped meanwhile.
- *
- * Context: May sleep.  Must be called by the vCPU's task with kvm->srcu held by
- *	    kvm_vcpu_srcu_read_lock() only, and without kvm->slots_lock.
- * Return: 0, or -EINTR if a signal is pending, outside KVM_RUN a fatal signal.
- */
-int kvm_vcpu_wait_for_memslots(struct kvm_vcpu *vcpu);
 
 /**
  * kvm_gpc_unuse() - end the use of an area by the vCPU's hardware

@@ -32,7 +32,7 @@
  *
  * Locks, in this order:
  *
- *  - kvm->slots_lock: taken by kvm_vcpu_wait_for_memslots(), without kvm->srcu,
+ *  - kvm->slots_lock: taken by kvm_vcpu_wait_for_memslot(), without kvm->srcu,
  *    to wait for a change of memslots.
  *  - gpc->refresh_lock: held by a refresh of gpc->area and by its replacement.
  *    May be held for as long as userspace takes to provide a page.
@@ -154,10 +154,7 @@ static void gpc_unbind(struct gpc_area *area)
 	area->bound = false;
 }
 
-/*
- * Let invalidations find the area, from before its pages are looked up.  Return
- * -EINPROGRESS if a memslot is about to be moved or deleted.
- */
+/* Let invalidations find the area, from before its pages are looked up. */
 static int gpc_bind(struct gpc_area *area)
 {
 	gfn_t gfn = gpa_to_gfn(area->gpa), end = gfn + area->nr_pages;
@@ -183,7 +180,7 @@ static int gpc_bind(struct gpc_area *area)
 
 		if (!slot || slot->flags & (KVM_MEMSLOT_INVALID | KVM_MEM_READONLY)) {
 			gpc_unbind(area);
-			return slot && slot->flags & KVM_MEMSLOT_INVALID ? -EINPROGRESS : -ENOENT;
+			return -ENOENT;
 		}
 
 		nr = min(end, slot->base_gfn + slot->npages) - gfn;
@@ -985,15 +982,6 @@ static int gpc_refresh(struct gfn_to_pfn_cache *gpc)
 	return ret;
 }
 
-/*
- * Only kvm_gpc_use() waits by itself until a memslot has been moved or deleted.
- * For other users, it is gone already.
- */
-static int gpc_no_memslot(int error)
-{
-	return error == -EINPROGRESS ? -ENOENT : error;
-}
-
 static int gpc_activate(struct gfn_to_pfn_cache *gpc, gpa_t gpa, unsigned long uhva,
 			unsigned long len)
 {
@@ -1117,32 +1105,6 @@ static int gpc_try_use(struct gfn_to_pfn_cache *gpc, gpa_t gpa, unsigned long le
 	return 0;
 }
 
-/*
- * A change of memslots that is under way holds slots_lock, and waits for
- * kvm->srcu.
- */
-int kvm_vcpu_wait_for_memslots(struct kvm_vcpu *vcpu)
-{
-	int ret;
-
-	might_sleep();
-	lockdep_assert(srcu_read_lock_held(&vcpu->kvm->srcu));
-
-	kvm_vcpu_srcu_read_unlock(vcpu);
-
-	/* See gpc_wait_state(). */
-	if (vcpu->wants_to_run)
-		ret = mutex_lock_interruptible(&vcpu->kvm->slots_lock);
-	else
-		ret = mutex_lock_killable(&vcpu->kvm->slots_lock);
-	if (!ret)
-		mutex_unlock(&vcpu->kvm->slots_lock);
-
-	kvm_vcpu_srcu_read_lock(vcpu);
-	return ret;
-}
-EXPORT_SYMBOL_FOR_KVM_INTERNAL(kvm_vcpu_wait_for_memslots);
-
 static int gpc_use(struct gfn_to_pfn_cache *gpc, gpa_t gpa, unsigned long len, hpa_t *hpa)
 {
 	int ret;
@@ -1150,9 +1112,9 @@ static int gpc_use(struct gfn_to_pfn_cache *gpc, gpa_t gpa, unsigned long len, h
 	do {
 		ret = gpc_try_use(gpc, gpa, len, hpa);
 
-		/* The memslot is invalid only until the ioctl returns. */
-		if (ret == -EINPROGRESS)
-			ret = kvm_vcpu_wait_for_memslots(gpc->vcpu) ?: -EAGAIN;
+		/* The memslot may be about to be moved. */
+		if (ret == -ENOENT)
+			ret = kvm_vcpu_wait_for_memslot(gpc->vcpu, gpa_to_gfn(gpa)) ?: -EAGAIN;
 	} while (ret == -EAGAIN && !gpc_signal_pending(gpc));
 
 	return ret == -EAGAIN ? -EINTR : ret;
@@ -1205,7 +1167,7 @@ static noinline void *__kvm_gpc_lock(struct gfn_to_pfn_cache *gpc)
 	do {
 		ret = gpc_refresh(gpc);
 		if (ret)
-			return ERR_PTR(gpc_no_memslot(ret));
+			return ERR_PTR(ret);
 
 		khva = gpc_enter(gpc);
 		if (khva)
@@ -1272,6 +1234,40 @@ void kvm_gpc_unlock_dirty(struct gfn_to_pfn_cache *gpc)
 	gpc_leave(gpc);
 }
 EXPORT_SYMBOL_FOR_KVM_INTERNAL(kvm_gpc_unlock_dirty);
+
+/*
+ * A change of memslots that is under way holds slots_lock, and waits for
+ * kvm->srcu.
+ */
+int kvm_vcpu_wait_for_memslot(struct kvm_vcpu *vcpu, gfn_t gfn)
+{
+	struct kvm_memory_slot *slot;
+	int ret;
+
+	might_sleep();
+	lockdep_assert(srcu_read_lock_held(&vcpu->kvm->srcu));
+
+	slot = gfn_to_memslot(vcpu->kvm, gfn);
+	if (!slot || slot->flags & KVM_MEM_READONLY)
+		return -ENOENT;
+
+	if (!(slot->flags & KVM_MEMSLOT_INVALID))
+		return 0;
+
+	kvm_vcpu_srcu_read_unlock(vcpu);
+
+	/* See gpc_wait_state(). */
+	if (vcpu->wants_to_run)
+		ret = mutex_lock_interruptible(&vcpu->kvm->slots_lock);
+	else
+		ret = mutex_lock_killable(&vcpu->kvm->slots_lock);
+	if (!ret)
+		mutex_unlock(&vcpu->kvm->slots_lock);
+
+	kvm_vcpu_srcu_read_lock(vcpu);
+	return ret;
+}
+EXPORT_SYMBOL_FOR_KVM_INTERNAL(kvm_vcpu_wait_for_memslot);
 
 void kvm_gpc_assert_usable(struct gfn_to_pfn_cache *gpc)
 {
@@ -1362,7 +1358,7 @@ int kvm_gpc_activate(struct gfn_to_pfn_cache *gpc, gpa_t gpa, unsigned long len)
 	if (WARN_ON_ONCE(kvm_is_error_gpa(gpa)))
 		return -EINVAL;
 
-	return gpc_no_memslot(gpc_activate(gpc, gpa, 0, len));
+	return gpc_activate(gpc, gpa, 0, len);
 }
 EXPORT_SYMBOL_FOR_KVM_INTERNAL(kvm_gpc_activate);
 

@@ -796,7 +796,7 @@ static int gpc_lookup_and_convert(const struct gpc_range *range, kvm_pfn_t *pfn,
 	int ret = gpc_lookup_unstubbed(range, pfn, page, gpc_lookup_and_convert);
 
 	if (!t->lookups++)
-		gpc_test_set_private(t, range->gfn, true);
+		gpc_test_set_private(t, range->node.start, true);
 
 	return ret;
 }

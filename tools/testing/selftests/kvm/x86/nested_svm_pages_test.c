@@ -823,6 +823,90 @@ TEST_F(nested_svm_pages, signal_at_vmexit)
 	EXPECT_EQ(self->vmcb->control.exit_code, SVM_EXIT_VMMCALL);
 }
 
+/* A memslot that is being moved */
+
+#define HELD_SLOT	(SLOT + 1)
+#define HELD_GPA	(VMCB_GPA + 2 * SIZE)
+
+static void guest_code_that_reads(void)
+{
+	READ_ONCE(*(u64 *)HELD_GPA);
+	GUEST_SYNC(0);
+}
+
+/* Each address has the next page of the memslot then. */
+static long move_memslot_by_a_page(void *arg)
+{
+	FIXTURE_DATA(nested_svm_pages) *self = arg;
+
+	return __vm_set_user_memory_region(self->vm, SLOT, 0, VMCB_GPA - PAGE_SIZE, SIZE,
+					   self->mem);
+}
+
+static bool is_waiting(struct test_task *task)
+{
+	while (!test_task_has_ended(task)) {
+		if (test_task_is_asleep(task))
+			return true;
+
+		sched_yield();
+	}
+
+	return false;
+}
+
+/*
+ * While the memslot is being moved, it is found nowhere.  The change takes as
+ * long as another vCPU waits for a page.
+ */
+TEST_F(nested_svm_pages, vmcb12_memslot_is_moving)
+{
+	struct test_task holder, move, l1;
+	struct kvm_vcpu *vcpu;
+	struct ucall uc;
+	u8 *held;
+	int uffd;
+
+	start_l1_with_vmrun(self->vcpu);
+	memcpy(self->mem + PAGE_SIZE, self->mem, PAGE_SIZE);
+
+	held = kvm_mmap(PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+	vm_set_user_memory_region(self->vm, HELD_SLOT, 0, HELD_GPA, PAGE_SIZE, held);
+	virt_map(self->vm, HELD_GPA, HELD_GPA, 1);
+	vcpu = vm_vcpu_add(self->vm, 1, guest_code_that_reads);
+
+	uffd = uffd_page_take(held);
+	test_task_start(&holder, test_task_vcpu_run, vcpu);
+	uffd_page_await(uffd, held);
+	test_task_start(&move, move_memslot_by_a_page, self);
+	EXPECT_TRUE(is_waiting(&move));
+
+	/* A signal ends the wait. */
+	test_task_start(&l1, test_task_vcpu_run, self->vcpu);
+	EXPECT_TRUE(is_waiting(&l1));
+	test_task_interrupt(&l1);
+	test_task_join(&l1);
+	EXPECT_TRUE(l1.ret < 0 && l1.err == EINTR);
+
+	test_task_start(&l1, test_task_vcpu_run, self->vcpu);
+	EXPECT_TRUE(is_waiting(&l1));
+	uffd_page_bring(uffd, held);
+	test_task_join(&holder);
+	test_task_join(&move);
+	test_task_join(&l1);
+	close(uffd);
+
+	EXPECT_EQ(move.ret, 0);
+	ASSERT_EQ(l1.ret, 0);
+	TEST_ASSERT_KVM_EXIT_REASON(self->vcpu, KVM_EXIT_IO);
+	EXPECT_EQ(get_ucall(self->vcpu, &uc), UCALL_SYNC);
+	EXPECT_EQ(uc.args[1], SAVED);
+	EXPECT_EQ(run(self->vcpu), LOADED);
+	EXPECT_EQ(run(self->vcpu), SVM_EXIT_VMMCALL);
+	EXPECT_NE(self->vmcb->control.exit_code, SVM_EXIT_VMMCALL);
+	kvm_munmap(held, PAGE_SIZE);
+}
+
 /* vmcb12 in memory that changes, wherever the vCPU is then */
 
 /* The guest's copies. */
