@@ -3,7 +3,7 @@
  * When guest_memfd calls the hooks of the architecture: a page is made private
  * when it is about to be mapped as such, and reclaimed when it leaves the file.
  * Neither is done for a change of attributes, nor for shared memory that KVM
- * itself accesses.
+ * itself accesses.  And how often it unmaps a memslot from which pages go.
  *
  * Kprobes count the calls, so this works without a confidential guest, but
  * needs a kernel with KVM_AMD_SEV and KPROBE_EVENTS, and an AMD processor.
@@ -34,6 +34,7 @@ enum {
 	MAKE_PRIVATE,
 	RECLAIM,
 	INVALIDATE,
+	UNMAP,
 	NR_HOOKS,
 };
 
@@ -41,6 +42,7 @@ static const char *const hooks[NR_HOOKS] = {
 	[MAKE_PRIVATE] = "sev_gmem_make_private",
 	[RECLAIM] = "sev_gmem_make_shared",
 	[INVALIDATE] = "sev_gmem_invalidate_range",
+	[UNMAP] = "kvm_mmu_unmap_gfn_range",
 };
 
 static int write_file(const char *path, int flags, const char *text)
@@ -167,9 +169,9 @@ static void prefault(struct kvm_vcpu *vcpu)
 		vcpu_ioctl(vcpu, KVM_PRE_FAULT_MEMORY, &range);
 }
 
-static void punch(int fd)
+static void punch(int fd, size_t size)
 {
-	kvm_fallocate(fd, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, 0, SIZE);
+	kvm_fallocate(fd, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, 0, size);
 }
 
 TEST_F(gmem_hooks, private_memory)
@@ -187,14 +189,29 @@ TEST_F(gmem_hooks, private_memory)
 	EXPECT_EQ(calls(self->seen, RECLAIM), 0);
 	EXPECT_EQ(calls(self->seen, INVALIDATE), 0);
 
-	punch(self->fd);
+	punch(self->fd, SIZE);
 	EXPECT_EQ(calls(self->seen, RECLAIM), NR_PAGES);
 	EXPECT_EQ(calls(self->seen, INVALIDATE), 1);
 
 	/* There is nothing in it any more. */
-	punch(self->fd);
+	punch(self->fd, SIZE);
 	EXPECT_EQ(calls(self->seen, RECLAIM), 0);
 	EXPECT_EQ(calls(self->seen, MAKE_PRIVATE), 0);
+}
+
+/* The file has three entries for the memslot, by nodes of the xarray. */
+TEST_F(gmem_hooks, memslot_is_unmapped_once)
+{
+	const size_t size = 192 * PAGE_SIZE;
+	int fd = vm_create_guest_memfd(self->vm, size + PAGE_SIZE, 0);
+
+	vm_set_user_memory_region2(self->vm, SLOT + 1, KVM_MEM_GUEST_MEMFD, GPA + SIZE, size,
+				   NULL, fd, PAGE_SIZE);
+	calls(self->seen, UNMAP);
+
+	punch(fd, size + PAGE_SIZE);
+	EXPECT_EQ(calls(self->seen, UNMAP), 1);
+	close(fd);
 }
 
 /* KVM's own accesses make no page private, whatever they find. */

@@ -25,6 +25,9 @@
 #define NR_PAGES	4
 #define SIZE		(NR_PAGES * PAGE_SIZE)
 
+#define OTHER_SLOT	(SLOT + 1)
+#define OTHER_GPA	(GPA + SIZE)
+
 #define MMAP		GUEST_MEMFD_FLAG_MMAP
 #define SHARED		GUEST_MEMFD_FLAG_INIT_SHARED
 
@@ -808,8 +811,8 @@ TEST_F(gpc_gmem_event, delivered)
 }
 
 /*
- * Convert, punch and move memory while KVM writes to all areas: memory that was
- * taken away isn't written to any more.
+ * Convert, punch and move memory while KVM writes to all areas, and memslots and
+ * files come and go: memory that was taken away isn't written to any more.
  */
 #define RACE_ROUNDS	50
 
@@ -818,6 +821,7 @@ TEST_F(gpc_gmem_event, delivered)
 
 struct race {
 	struct gmem_vm *gv;
+	bool private;
 	/* Where the memslot is in the file. */
 	size_t offset;
 	bool stop;
@@ -852,6 +856,28 @@ static void *race_set_clock(void *arg)
 
 	while (!READ_ONCE(r->stop))
 		xen_set_clock(r->gv->vm, xen_get_clock(r->gv->vm) + NSEC_PER_SEC);
+
+	return NULL;
+}
+
+/* The file of another memslot comes and goes. */
+static void *race_other_file(void *arg)
+{
+	struct race *r = arg;
+	u64 flags = r->private ? 0 : MMAP | SHARED;
+	u8 *mem = r->private ? anonymous_memory() : NULL;
+	struct kvm_vm *vm = r->gv->vm;
+	int fd;
+
+	while (!READ_ONCE(r->stop)) {
+		fd = vm_create_guest_memfd(vm, SIZE, flags);
+		vm_set_user_memory_region2(vm, OTHER_SLOT, KVM_MEM_GUEST_MEMFD, OTHER_GPA, SIZE,
+					   mem, fd, 0);
+		kvm_fallocate(fd, FALLOC_FL_KEEP_SIZE, 0, SIZE);
+		kvm_fallocate(fd, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, 0, PAGE_SIZE);
+		kvm_close(fd);
+		vm_set_user_memory_region2(vm, OTHER_SLOT, 0, OTHER_GPA, 0, mem, -1, 0);
+	}
 
 	return NULL;
 }
@@ -927,8 +953,8 @@ TEST_F_TIMEOUT(gpc_gmem_race, taken, 300)
 {
 	bool private = variant->type == KVM_X86_SW_PROTECTED_VM;
 	struct gmem_vm *gv = &self->gv;
-	struct race race = { .gv = gv };
-	pthread_t threads[3];
+	struct race race = { .gv = gv, .private = private };
+	pthread_t threads[4];
 	u8 *mem;
 	int i;
 
@@ -942,8 +968,9 @@ TEST_F_TIMEOUT(gpc_gmem_race, taken, 300)
 
 	pthread_create(&threads[0], NULL, race_run_vcpu, &race);
 	pthread_create(&threads[1], NULL, race_set_clock, &race);
+	pthread_create(&threads[2], NULL, race_other_file, &race);
 	if (gv->xen)
-		pthread_create(&threads[2], NULL, race_send_events, &race);
+		pthread_create(&threads[3], NULL, race_send_events, &race);
 
 	for (i = 0; i < RACE_ROUNDS; i++) {
 		if (private) {
@@ -957,7 +984,7 @@ TEST_F_TIMEOUT(gpc_gmem_race, taken, 300)
 	}
 
 	WRITE_ONCE(race.stop, true);
-	for (i = 0; i < 2 + gv->xen; i++)
+	for (i = 0; i < 3 + gv->xen; i++)
 		pthread_join(threads[i], NULL);
 
 	if (!private) {

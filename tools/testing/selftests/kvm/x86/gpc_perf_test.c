@@ -561,8 +561,17 @@ static void measure_punch_with_vcpus(u32 nr_vcpus)
 
 static void convert_page(u32 i)
 {
-	vm_mem_set_private(vm, HUGE_GPA + i * PAGE_SIZE, PAGE_SIZE);
-	vm_mem_set_shared(vm, HUGE_GPA + i * PAGE_SIZE, PAGE_SIZE);
+	vm_mem_set_private(vm, HUGE_GPA + 2 * i * PAGE_SIZE, PAGE_SIZE);
+	vm_mem_set_shared(vm, HUGE_GPA + 2 * i * PAGE_SIZE, PAGE_SIZE);
+}
+
+/* Every other page stays private, so that the attributes need no memory. */
+static void set_odd_pages_private(void)
+{
+	u32 i;
+
+	for (i = 0; i < nr_iterations; i++)
+		vm_mem_set_private(vm, HUGE_GPA + (2 * i + 1) * PAGE_SIZE, PAGE_SIZE);
 }
 
 static void measure_convert_with_vcpus(u32 nr_vcpus)
@@ -582,7 +591,8 @@ static void measure_convert_with_vcpus(u32 nr_vcpus)
 	vm_userspace_mem_region_add(vm, VM_MEM_SRC_ANONYMOUS, REGION_GPA, REGION_SLOT,
 				    nr_region_pages(nr_vcpus), 0);
 	vm_userspace_mem_region_add(vm, VM_MEM_SRC_ANONYMOUS, HUGE_GPA, HUGE_SLOT,
-				    nr_iterations, 0);
+				    2 * nr_iterations, 0);
+	set_odd_pages_private();
 	set_areas(nr_vcpus);
 
 	snprintf(name, sizeof(name), "convert_%u", nr_vcpus);
