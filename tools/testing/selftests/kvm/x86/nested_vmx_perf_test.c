@@ -4,7 +4,7 @@
  * hardware use.
  *
  * A figure is the cycles of the TSC for one entry of an L2 that only executes
- * VMCALL, and its exit: the fewest of some rounds, less those of a round
+ * VMCALL, and its exit: the fewest of some rounds, less the cycles of a round
  * without an entry.  In Bochs, a cycle is an instruction.
  *
  *  vmresume		the rest, with EPT
