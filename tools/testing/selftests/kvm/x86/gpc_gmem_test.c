@@ -811,8 +811,8 @@ TEST_F(gpc_gmem_event, delivered)
 }
 
 /*
- * Convert, punch and move memory while KVM writes to all areas, and memslots and
- * files come and go: memory that was taken away isn't written to any more.
+ * Convert, punch and move memory while KVM writes to all areas, and memslots
+ * and files come and go: memory that was taken away isn't written to any more.
  */
 #define RACE_ROUNDS	50
 

@@ -10,7 +10,7 @@
  *  vmresume		the rest, with EPT
  *  vmresume_bitmap	with an MSR bitmap
  *  vmresume_apic	with a virtual-APIC page and an APIC-access page
- *  vmresume_evmcs	by an enlightened VMCS, which L1 doesn't change meanwhile
+ *  vmresume_evmcs	by an enlightened VMCS, which L1 doesn't change
  *  vmresume_evmcs_bitmap	by one, with an MSR bitmap
  */
 #include "apic.h"
