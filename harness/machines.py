@@ -226,9 +226,9 @@ class Tcg(Qemu):
 
     def parameters(self):
         # With two threads, TCG's TSC is the host's, and what the kernel measures by the
-        # PIT is wrong by any factor if the host is busy.
+        # PIT is wrong by any factor if the host is busy; so it may find no timer at all.
         if self.thread != 'single':
-            return f'tsc_early_khz={tsc_khz()}'
+            return f'tsc_early_khz={tsc_khz()} no_timer_check'
         # For the base's figures of nested guests in memory without struct pages.
         unsafe = 'kvm.allow_unsafe_mappings=1' if self.name == 'icount' else ''
         return CONSTANT_TSC if self.constant_tsc else unsafe

@@ -9,6 +9,7 @@
  *
  * For KVM_BARE_MEMORY, see nested_memory.h.
  */
+#include <asm/barrier.h>
 #include <fcntl.h>
 #include <signal.h>
 #include <sys/mman.h>
@@ -46,6 +47,9 @@ enum { VAPIC, OTHER_VAPIC, ACCESS, BITMAP, NR_PAGES };
 #define UNTOUCHED	0x5a5a5a5a
 /* Of memory that isn't the guest's any more. */
 #define POISON		0xa5
+
+/* Entries of the dirty ring. */
+#define RING_SIZE	1024
 
 /* Added to VM_INSTRUCTION_ERROR if L1 fails to enter L2. */
 #define VMFAIL		0x1000
@@ -300,14 +304,19 @@ static u8 *alloc_memory(void)
 	return mem;
 }
 
+static void set_up_l1(struct kvm_vcpu *vcpu, u8 *mem)
+{
+	set_slots(vcpu->vm, mem);
+	virt_map(vcpu->vm, GPA(0), GPA(0), NR_PAGES);
+	alloc_vmcs12(vcpu);
+}
+
 static struct kvm_vcpu *create_vm(u8 *mem)
 {
 	struct kvm_vcpu *vcpu;
-	struct kvm_vm *vm = vm_create_with_one_vcpu(&vcpu, l1_code);
 
-	set_slots(vm, mem);
-	virt_map(vm, GPA(0), GPA(0), NR_PAGES);
-	alloc_vmcs12(vcpu);
+	vm_create_with_one_vcpu(&vcpu, l1_code);
+	set_up_l1(vcpu, mem);
 	return vcpu;
 }
 
@@ -869,6 +878,60 @@ TEST_F(nested_vmx_pages, dirty_before_invalidation)
 	EXPECT_EQ(run_op(self->vcpu, SET_TPR, 7), 0);
 	drop_page(self->vapic);
 	EXPECT_TRUE(is_dirty(self->vm, VAPIC));
+}
+
+static u32 harvest(struct kvm_vm *vm, struct kvm_dirty_gfn *gfns, u32 *next, u32 slot)
+{
+	struct kvm_dirty_gfn *gfn;
+	u32 nr = 0;
+
+	for (;; ++*next) {
+		gfn = &gfns[*next % RING_SIZE];
+		/* KVM sets the flag last. */
+		if (smp_load_acquire(&gfn->flags) != KVM_DIRTY_GFN_F_DIRTY)
+			break;
+		nr += gfn->slot == slot;
+		/* KVM may reuse the entry from now on. */
+		smp_store_release(&gfn->flags, KVM_DIRTY_GFN_F_RESET);
+	}
+
+	kvm_vm_reset_dirty_ring(vm);
+	return nr;
+}
+
+/* The vCPU's dirty ring, in place of the log. */
+TEST(dirty_ring)
+{
+	u8 *mem, *vapic, copy[PAGE_SIZE];
+	struct kvm_dirty_gfn *gfns;
+	struct kvm_vcpu *vcpu;
+	struct kvm_vm *vm;
+	u32 next = 0, i;
+
+	mem = alloc_memory();
+	vapic = mem + VAPIC * PAGE_SIZE;
+	vm = vm_create(1);
+	vm_enable_dirty_ring(vm, RING_SIZE * sizeof(*gfns));
+	vcpu = vm_vcpu_add(vm, 0, l1_code);
+	kvm_arch_vm_finalize_vcpus(vm);
+	gfns = vcpu_map_dirty_ring(vcpu);
+	set_up_l1(vcpu, mem);
+
+	start_l2(vcpu, vapic);
+	start_dirty_log(vm, mem);
+	harvest(vm, gfns, &next, SLOT(VAPIC));
+
+	for (i = 1; i < 8; i++) {
+		if (i % 2)
+			drop_page(vapic);
+		EXPECT_EQ(run_op(vcpu, SET_TPR, i), 0);
+		EXPECT_GE(harvest(vm, gfns, &next, SLOT(VAPIC)), 1);
+		memcpy(copy, vapic, PAGE_SIZE);
+		EXPECT_EQ(tpr(copy), i);
+	}
+
+	kvm_vm_free(vm);
+	kvm_munmap(mem, SIZE);
 }
 
 /* Memory that goes and comes back */
