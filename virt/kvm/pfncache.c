@@ -56,7 +56,10 @@
 #include "kvm_mm.h"
 #include "pfncache_map.h"
 
-/* Contiguous pages of an area, of one memslot, or all that may get private. */
+/*
+ * The pages of an area that one memslot has, to look them up, or all pages of
+ * the area, to test whether one is private.
+ */
 struct gpc_range {
 	/* In kvm->gpc_tree[by]. */
 	struct interval_tree_node node;
@@ -99,6 +102,9 @@ struct gpc_area {
 	unsigned int nr_ranges;
 	struct gpc_range range[1 + GPC_MAP_MAX];
 };
+
+/* Wherever it begins, an area lies in no more pages. */
+static_assert(KVM_GPC_MAX_LEN <= (GPC_MAP_MAX - 1) * PAGE_SIZE);
 
 #define gpc_for_each_range(range, kvm, by, first, last)					\
 	for (struct interval_tree_node *__node =					\
@@ -1245,8 +1251,10 @@ int kvm_vcpu_wait_for_memslot(struct kvm_vcpu *vcpu, gfn_t gfn)
 	int ret;
 
 	might_sleep();
+	lockdep_assert_held(&vcpu->mutex);
 	lockdep_assert(srcu_read_lock_held(&vcpu->kvm->srcu));
 
+	/* Caches are in this address space. */
 	slot = gfn_to_memslot(vcpu->kvm, gfn);
 	if (!slot || slot->flags & KVM_MEM_READONLY)
 		return -ENOENT;

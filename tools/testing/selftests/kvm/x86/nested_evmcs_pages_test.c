@@ -114,11 +114,7 @@ static void l1_begin(struct vmx_pages *vmx, struct hyperv_test_pages *hv, void *
 
 static void l1_setup(struct vmx_pages *vmx, struct hyperv_test_pages *hv, u64 hcall_gpa)
 {
-	wrmsr(HV_X64_MSR_GUEST_OS_ID, HYPERV_LINUX_OS_ID);
-	wrmsr(HV_X64_MSR_HYPERCALL, hcall_gpa);
-	x2apic_enable();
-	enable_vp_assist(hv->vp_assist_gpa, hv->vp_assist);
-	evmcs_enable();
+	evmcs_prepare_l1(hv, hcall_gpa);
 	GUEST_ASSERT(prepare_for_vmx_operation(vmx));
 }
 

@@ -84,14 +84,8 @@ static void l1_code(struct vmx_pages *vmx, struct hyperv_test_pages *hv, u64 hca
 {
 	bool with_evmcs = guest_with & WITH_EVMCS;
 
-	if (with_evmcs) {
-		wrmsr(HV_X64_MSR_GUEST_OS_ID, HYPERV_LINUX_OS_ID);
-		wrmsr(HV_X64_MSR_HYPERCALL, hcall_gpa);
-		x2apic_enable();
-		enable_vp_assist(hv->vp_assist_gpa, hv->vp_assist);
-		evmcs_enable();
-	}
-
+	if (with_evmcs)
+		evmcs_prepare_l1(hv, hcall_gpa);
 	GUEST_ASSERT(prepare_for_vmx_operation(vmx));
 	GUEST_ASSERT(with_evmcs ? load_evmcs(hv) : load_vmcs(vmx));
 	prepare_vmcs(vmx, l2_code);
