@@ -6,9 +6,9 @@ H := harness
 export KERNEL MIRROR FORCE
 
 # The plans of the test command, MACHINE:KERNEL:SUITE.
-CHECK := amd:debug:core-amd amd:default:kvm amd:default:xen intel:default:intel amd:debug:xen-few \
+CHECK := amd:debug:debug-amd amd:default:kvm amd:default:xen intel:default:intel amd:debug:xen-few \
 	 amd-no-master-clock:default:clocks amd-mt:default:mt
-LONG  := amd:default:slow amd:default:xen-slow amd:debug:xen intel:debug:core-intel-debug \
+LONG  := amd:default:slow amd:default:xen-slow amd:debug:core-amd amd:debug:xen intel:debug:core-intel-debug \
 	 amd:rt:xen amd:rt:core-amd amd:kcsan:core-amd amd:sev:hooks amd-mt:default:mt-xen intel-smp:default:vmx-pages intel:lockdep:vmx-pages
 # Those for a posting, on the base and what it stands on.
 POSTED := amd:default:kvm amd:default:kunit amd:default:xen-default
