@@ -85,7 +85,7 @@ base-test: ## the plans on the base, with the series' selftests: what fails ther
 		$(H)/kernel series $$k; $(H)/kernel base $$k; $(H)/image base $$k; done; \
 	$(H)/run.py --tree base $(RUNFLAGS) $(PLANS)
 
-each: ## every patch builds on its own: gcc and clang, =y and =m, i386, ...; POSTING=name, ONLY=regex
+each: ## every patch builds on its own: gcc and clang, =y and =m, i386, ...; POSTING=name, ENDS=1, ONLY=regex
 	@$(H)/deps all; $(H)/tree; $(if $(POSTING),$(H)/tree posting '$(POSTING)';) POSTING='$(POSTING)' $(H)/each
 
 static: ## sparse, W=1, kernel-doc and htmldocs: nothing new against the base

@@ -99,8 +99,8 @@ void kvm_gpc_init_killable(struct gfn_to_pfn_cache *gpc, struct kvm *kvm);
  *			 that runs a vCPU
  * @gpc: the cache, all zeroes
  * @vcpu: the vCPU, which belongs to the VM of the cache's area
- * @req: a request of the user's choice, e.g. KVM_ARCH_REQ(), with its flags,
- *	 but without KVM_REQUEST_NO_ACTION
+ * @req: a request of the user's choice, e.g. KVM_ARCH_REQ(), without
+ *	 KVM_REQUEST_NO_ACTION; of its flags, KVM_REQUEST_NO_WAKEUP matters
  *
  * Like kvm_gpc_init(), and kvm_gpc_use() gets the physical address of the area.
  * An invalidation of an area that is in use makes @req, wakes @vcpu if it is
@@ -354,7 +354,8 @@ int kvm_gpc_use(struct gfn_to_pfn_cache *gpc, gpa_t gpa, unsigned long len, hpa_
  * Return: Whether the last kvm_gpc_use() was for an area at @gpa and succeeded,
  *	   and there was neither a kvm_gpc_unuse() nor an invalidation since.
  *	   If an invalidation has just begun, the vCPU finds its request before
- *	   hardware uses the address.
+ *	   hardware uses the address, provided that it doesn't clear the request
+ *	   after this.
  */
 static __always_inline bool kvm_gpc_is_used(const struct gfn_to_pfn_cache *gpc, gpa_t gpa)
 {
@@ -380,8 +381,9 @@ void kvm_gpc_unuse(struct gfn_to_pfn_cache *gpc);
  *			     use
  * @gpc: the cache of the area, initialized by kvm_gpc_init_vcpu()
  *
- * Warn if the area is in use, but has been invalidated, and the request of
- * kvm_gpc_init_vcpu() isn't pending.  Does nothing without CONFIG_PROVE_LOCKING
+ * To be called if hardware has the address of the area.  Warn if the area isn't
+ * in use, or has been invalidated, unless the request of kvm_gpc_init_vcpu() is
+ * pending.  Does nothing without CONFIG_PROVE_LOCKING
  * or on PREEMPT_RT.
  *
  * Context: Must be called by the vCPU's task, before it enters guest mode, with

@@ -444,7 +444,7 @@ static void gpc_kick_vcpus(struct kvm *kvm, const struct gpc_kick *kick)
 		gpc_kick_vcpu(kick->vcpu);
 }
 
-/* Inlined with all that calls it, so that @by costs MMU notifiers nothing. */
+/* Inlined, so that @by is a constant. */
 static __always_inline void gpc_invalidate_ranges(struct kvm *kvm, enum kvm_gpc_by by,
 						  unsigned long first, unsigned long last,
 						  struct gpc_kick *kick)
@@ -976,6 +976,10 @@ static int gpc_refresh(struct gfn_to_pfn_cache *gpc)
 {
 	int ret = 0;
 
+	/* What gpc_bind() removes is used until the vCPU has been kicked. */
+	if (gpc->vcpu)
+		lockdep_assert_held(&gpc->vcpu->mutex);
+
 	if (gpc_lock_refresh(gpc))
 		return -EINTR;
 
@@ -1066,16 +1070,17 @@ static int gpc_activate(struct gfn_to_pfn_cache *gpc, gpa_t gpa, unsigned long u
  *
  * The vCPU clears the request before it calls kvm_gpc_use() again, so that a
  * later invalidation sets it anew.
+ *
  * gpc->hpa_valid is cleared before the request is set, so the vCPU doesn't take
  * the address for valid once it has seen the request.
  *
  * An invalidation that finds the area unmapped by another one makes the request
  * and waits nevertheless, as the other one may still be waiting.
  *
- * kvm_gpc_is_used() isn't a reader.  gpc->used is still set then, so that any
- * invalidation makes the request, and the vCPU finds it, even if gpc->hpa_valid
- * was tested before.  gpc->khva doesn't tell whether the address is valid:
- * kvm_gpc_lock() may have mapped another page meanwhile.
+ * kvm_gpc_is_used() isn't a reader.  gpc->used is set whenever gpc->hpa_valid
+ * is, so that any invalidation makes the request, and the vCPU finds it, even
+ * if gpc->hpa_valid was tested before.  gpc->khva doesn't tell whether the
+ * address is valid: kvm_gpc_lock() may have mapped another page meanwhile.
  */
 
 /* The physical address of a mapped area. */
@@ -1254,7 +1259,7 @@ int kvm_vcpu_wait_for_memslot(struct kvm_vcpu *vcpu, gfn_t gfn)
 	lockdep_assert_held(&vcpu->mutex);
 	lockdep_assert(srcu_read_lock_held(&vcpu->kvm->srcu));
 
-	/* Caches are in this address space. */
+	/* Caches by guest physical address are in address space 0. */
 	slot = gfn_to_memslot(vcpu->kvm, gfn);
 	if (!slot || slot->flags & KVM_MEM_READONLY)
 		return -ENOENT;
@@ -1284,7 +1289,7 @@ void kvm_gpc_assert_usable(struct gfn_to_pfn_cache *gpc)
 
 	lockdep_assert_irqs_disabled();
 
-	if (!gpc->used || READ_ONCE(gpc->hpa_valid))
+	if (READ_ONCE(gpc->hpa_valid))
 		return;
 
 	/* An invalidation makes the request before it drops the lock. */

@@ -21,6 +21,7 @@
 #include <time.h>
 
 #include "test_util.h"
+#include "fail_nth.h"
 #include "kvm_test_harness.h"
 #include "uffd_page.h"
 #include "xen.h"
@@ -1008,39 +1009,6 @@ TEST_F(gpc_pages, time_info_across_pages)
 
 /* Each allocation fails in turn. */
 
-static void write_file(const char *path, const char *val)
-{
-	int fd = open(path, O_WRONLY);
-
-	TEST_ASSERT(fd >= 0, "open(%s): errno %d", path, errno);
-	TEST_ASSERT_EQ(write(fd, val, strlen(val)), (ssize_t)strlen(val));
-	close(fd);
-}
-
-static bool fail_nth_begin(int *fd, int nth)
-{
-	char val[16];
-
-	*fd = open("/proc/thread-self/fail-nth", O_RDWR);
-	if (*fd < 0)
-		return false;
-
-	snprintf(val, sizeof(val), "%d", nth);
-	TEST_ASSERT_EQ(pwrite(*fd, val, strlen(val), 0), (ssize_t)strlen(val));
-	return true;
-}
-
-/* Whether there were as many allocations, i.e. one has failed. */
-static bool fail_nth_end(int fd)
-{
-	char val[16] = {};
-
-	TEST_ASSERT(pread(fd, val, sizeof(val) - 1, 0) > 0, "read(fail-nth): errno %d", errno);
-	TEST_ASSERT_EQ(pwrite(fd, "0", 1, 0), 1);
-	close(fd);
-	return atoi(val) == 0;
-}
-
 /*
  * Another page, and not the one that follows the one before: what is mapped
  * already, and what is in the direct map, takes no allocation.
@@ -1055,21 +1023,6 @@ static void replace_page(struct kvm_vm *vm, u64 gpa)
 		TEST_ASSERT_EQ(mremap(page, PAGE_SIZE, PAGE_SIZE, MREMAP_MAYMOVE | MREMAP_FIXED,
 				      addr_gpa2hva(vm, gpa)), addr_gpa2hva(vm, gpa));
 	} while (!is_scattered(vm, gpa));
-}
-
-static bool has_fault_injection(void)
-{
-	if (access("/sys/kernel/debug/failslab", F_OK) ||
-	    access("/sys/kernel/debug/fail_page_alloc", F_OK) ||
-	    access("/proc/self/fail-nth", W_OK))
-		return false;
-
-	write_file("/sys/kernel/debug/failslab/ignore-gfp-wait", "N");
-	write_file("/sys/kernel/debug/failslab/verbose", "0");
-	write_file("/sys/kernel/debug/fail_page_alloc/ignore-gfp-wait", "N");
-	write_file("/sys/kernel/debug/fail_page_alloc/min-order", "0");
-	write_file("/sys/kernel/debug/fail_page_alloc/verbose", "0");
-	return true;
 }
 
 /*
@@ -1090,7 +1043,7 @@ static int fail_activation(struct __test_metadata *_metadata, struct kvm_vm *vm,
 			ASSERT_EQ(madvise(byte_at(vm, new + 10), PAGE_SIZE, MADV_DONTNEED), 0);
 		set_current(vcpu, state);
 
-		ASSERT_TRUE(fail_nth_begin(&fd, nth));
+		fd = fail_nth_begin(nth);
 		ret = set_runstate_addr(vcpu, new);
 		failed = fail_nth_end(fd);
 		ASSERT_LT(nth, 1000);
@@ -1114,7 +1067,7 @@ TEST_F(gpc_pages, allocations_without_struct_page_fail)
 {
 	int i;
 
-	if (!has_fault_injection())
+	if (!fail_nth_enable())
 		SKIP(return, "The kernel has no fault injection");
 	if (!add_bare_memory(self->vm, bare_memory()))
 		SKIP(return, "The kernel was not told of any such memory");
@@ -1131,7 +1084,7 @@ TEST_F(gpc_pages, allocations_fail)
 	int fd, nth, errors;
 	bool failed;
 
-	if (!has_fault_injection())
+	if (!fail_nth_enable())
 		SKIP(return, "The kernel has no fault injection");
 
 	/* The area, what maps it, and a page that has to be faulted in. */
@@ -1145,7 +1098,7 @@ TEST_F(gpc_pages, allocations_fail)
 		replace_page(self->vm, new + 10);
 		state = state == RUNSTATE_running ? RUNSTATE_blocked : RUNSTATE_running;
 
-		ASSERT_TRUE(fail_nth_begin(&fd, nth));
+		fd = fail_nth_begin(nth);
 		set_current(self->vcpu, state);
 		failed = fail_nth_end(fd);
 		ASSERT_LT(nth, 1000);

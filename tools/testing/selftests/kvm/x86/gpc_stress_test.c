@@ -833,7 +833,7 @@ static bool do_punch(struct kvm_random_state *rng)
 }
 
 /* The error may end the task that injects it, so that a child does. */
-static void poison_page(char *page)
+static bool poison_page(char *page)
 {
 	pid_t pid = fork();
 	int status;
@@ -841,25 +841,26 @@ static void poison_page(char *page)
 	TEST_ASSERT(pid >= 0, "fork: %s", strerror(errno));
 	if (!pid) {
 		signal(SIGBUS, SIG_DFL);
-		madvise(page, PAGE_SIZE, MADV_HWPOISON);
-		_exit(0);
+		_exit(madvise(page, PAGE_SIZE, MADV_HWPOISON) ? KSFT_FAIL : 0);
 	}
 	TEST_ASSERT_EQ(waitpid(pid, &status, 0), pid);
+	return !WIFEXITED(status) || !WEXITSTATUS(status);
 }
 
 static bool do_memory_error(struct kvm_random_state *rng)
 {
 	int page = kvm_random_u32_in_range(rng, 1, nr_hot - 1);
+	bool done;
 
 	pthread_rwlock_wrlock(&slot_lock);
-	poison_page(area + page * PAGE_SIZE);
+	done = poison_page(area + page * PAGE_SIZE);
 	try_events();
 	punch(page, 1);
 	/* The old mapping goes on raising SIGBUS. */
 	map(area + page * PAGE_SIZE, PAGE_SIZE, MAP_SHARED, gmem_fd, page * PAGE_SIZE);
 	sh->epoch++;
 	pthread_rwlock_unlock(&slot_lock);
-	return true;
+	return done;
 }
 
 static bool do_close(struct kvm_random_state *rng)

@@ -538,6 +538,9 @@ static void forget_vmexit(struct vmcb *vmcb)
 	forget(vmcb->save.rflags);
 	forget(vmcb->save.rip);
 	forget(vmcb->save.rsp);
+	/* S_CET, SSP and ISST_ADDR */
+	if (kvm_cpu_has(X86_FEATURE_SHSTK))
+		forget(vmcb->save.reserved_5);
 	forget(vmcb->save.rax);
 	forget(vmcb->save.cr2);
 	forget(vmcb->control.int_ctl);
@@ -778,6 +781,22 @@ TEST_F(nested_svm_pages, rsm_unaligned_vmcb12)
 	EXPECT_EQ(self->vmcb->control.exit_code, SVM_EXIT_VMMCALL);
 }
 
+/* Of which KVM_SET_NESTED_STATE wouldn't accept the address otherwise. */
+TEST_F(nested_svm_pages, rsm_unaligned_vmcb12_saved)
+{
+	u64 *gpa;
+
+	start_l1_with_l2(self->vcpu);
+	run_to_smm(self->vcpu);
+	gpa = addr_gpa2hva(self->vm, SMRAM_GPA + SMRAM_VMCB_OFFSET);
+	*gpa |= PAGE_SIZE / 2;
+	EXPECT_EQ(run(self->vcpu), LOADED);
+
+	self->vcpu = save_and_restore(self->vm, self->vcpu, self->mem);
+	EXPECT_EQ(run(self->vcpu), SAVED);
+	EXPECT_EQ(self->vmcb->control.exit_code, SVM_EXIT_VMMCALL);
+}
+
 /* State that is saved in SMM, which was entered from L2. */
 TEST_F(nested_svm_pages, smm_saved)
 {
@@ -884,7 +903,9 @@ TEST_F(nested_svm_pages, vmcb12_memslot_is_moving)
 	/* A signal ends the wait. */
 	test_task_start(&l1, test_task_vcpu_run, self->vcpu);
 	EXPECT_TRUE(is_waiting(&l1));
-	test_task_interrupt(&l1);
+	/* It may have slept before KVM_RUN. */
+	while (!test_task_has_ended(&l1))
+		test_task_interrupt(&l1);
 	test_task_join(&l1);
 	EXPECT_TRUE(l1.ret < 0 && l1.err == EINTR);
 
@@ -1032,8 +1053,7 @@ static bool page_out_vmcb12(FIXTURE_DATA(vmcb12_change) *self)
 	kvm_sched_getaffinity(0, sizeof(allowed), &allowed);
 	pin_self_to_any_cpu();
 	renew_page(self->mem);
-	kvm_madvise(self->mem, PAGE_SIZE, MADV_PAGEOUT);
-	TEST_ASSERT(!is_resident(self->mem), "The page can't be paged out");
+	TEST_ASSERT(page_out(self->mem), "The page can't be paged out");
 	kvm_sched_setaffinity(0, sizeof(allowed), &allowed);
 	return true;
 }

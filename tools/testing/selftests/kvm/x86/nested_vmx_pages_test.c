@@ -17,6 +17,7 @@
 #include <sys/wait.h>
 
 #include "apic.h"
+#include "fail_nth.h"
 #include "hwpoison.h"
 #include "kvm_syscalls.h"
 #include "kvm_test_harness.h"
@@ -587,6 +588,24 @@ TEST_F(nested_vmx_pages, vapic_migrated)
 	}
 }
 
+TEST_F(nested_vmx_pages, vapic_offlined)
+{
+	int ret;
+
+	start_l2(self->vcpu, self->vapic);
+	EXPECT_EQ(run_op(self->vcpu, SET_TPR, 7), 0);
+	ret = madvise(self->vapic, PAGE_SIZE, MADV_SOFT_OFFLINE);
+	if (ret && (errno == EINVAL || errno == EPERM))
+		SKIP(return, "needs CONFIG_MEMORY_FAILURE and CAP_SYS_ADMIN");
+	EXPECT_EQ(ret, 0) {
+		TH_LOG("The page can't be taken offline: errno %d", errno);
+	}
+
+	EXPECT_EQ(run_op(self->vcpu, GET_TPR, 0), 7);
+	EXPECT_EQ(tpr(self->vapic), 7);
+	expect_vapic(_metadata, self->vcpu, self->vapic);
+}
+
 TEST_F(nested_vmx_pages, vapic_paged_out)
 {
 	if (!has_swap())
@@ -596,8 +615,7 @@ TEST_F(nested_vmx_pages, vapic_paged_out)
 	pin_self_to_any_cpu();
 	start_l2(self->vcpu, self->vapic);
 	EXPECT_EQ(run_op(self->vcpu, SET_TPR, 7), 0);
-	kvm_madvise(self->vapic, PAGE_SIZE, MADV_PAGEOUT);
-	EXPECT_FALSE(is_resident(self->vapic)) {
+	EXPECT_TRUE(page_out(self->vapic)) {
 		TH_LOG("The page can't be paged out");
 	}
 
@@ -1043,6 +1061,41 @@ TEST_F(nested_vmx_pages, apic_access_dropped_while_vapic_is_missing)
 
 	TEST_ASSERT_EQ(task.ret, 0);
 	EXPECT_EQ(get_result(self->vcpu), EMULATED);
+	expect_vapic(_metadata, self->vcpu, self->vapic);
+}
+
+/* L2 goes on where an allocation of KVM_RUN's failed. */
+TEST_F(nested_vmx_pages, allocations_fail)
+{
+	int fd, nth, ret, error, errors = 0;
+	bool failed = true;
+
+	if (!fail_nth_enable())
+		SKIP(return, "The kernel has no fault injection");
+
+	start_l2_with_apic_access(self->vcpu, self->vapic);
+	for (nth = 1; failed; nth++) {
+		kvm_madvise(self->vapic, PAGE_SIZE, MADV_DONTNEED);
+		kvm_madvise(self->access, PAGE_SIZE, MADV_DONTNEED);
+		set_todo(self->vm, SET_TPR, 9);
+
+		fd = fail_nth_begin(nth);
+		ret = __vcpu_run(self->vcpu);
+		error = errno;
+		failed = fail_nth_end(fd);
+		ASSERT_LT(nth, 1000);
+		if (ret || self->vcpu->run->exit_reason == KVM_EXIT_INTERNAL_ERROR) {
+			ASSERT_TRUE(failed);
+			ASSERT_TRUE(!ret || error == EFAULT || error == ENOMEM);
+			errors++;
+			TEST_ASSERT_EQ(run(self->vcpu), 0);
+		} else {
+			ASSERT_EQ(get_result(self->vcpu), 0);
+		}
+		EXPECT_EQ(tpr(self->vapic), 9);
+	}
+	TH_LOG("%d of %d allocations are needed", errors, nth - 2);
+	EXPECT_LT(0, errors);
 	expect_vapic(_metadata, self->vcpu, self->vapic);
 }
 

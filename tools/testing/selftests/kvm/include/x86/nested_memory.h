@@ -13,17 +13,22 @@
 
 #include <fcntl.h>
 #include <linux/mempolicy.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "processor.h"
 #include "test_util.h"
 
 #define NEEDS_BARE_MEMORY	"needs KVM_BARE_MEMORY and /dev/mem"
+
+/* Without I/O errors, a page that takes longer is never paged out. */
+#define PAGE_OUT_LIMIT_S	5
 
 static inline off_t bare_memory(void)
 {
@@ -117,6 +122,24 @@ static inline bool is_resident(void *page)
 
 	TEST_ASSERT_EQ(mincore(page, PAGE_SIZE, &vec), 0);
 	return vec & 1;
+}
+
+/* Return whether the page is paged out, which the swap device may delay. */
+static inline bool page_out(void *page)
+{
+	struct timespec start, elapsed;
+
+	clock_gettime(CLOCK_MONOTONIC, &start);
+	do {
+		TEST_ASSERT_EQ(madvise(page, PAGE_SIZE, MADV_PAGEOUT), 0);
+		if (!is_resident(page))
+			return true;
+
+		sched_yield();
+		elapsed = timespec_elapsed(start);
+	} while (elapsed.tv_sec < PAGE_OUT_LIMIT_S);
+
+	return false;
 }
 
 #endif /* SELFTEST_KVM_NESTED_MEMORY_H */
