@@ -6,8 +6,8 @@ H := harness
 export KERNEL MIRROR FORCE
 
 # The plans of the test command, MACHINE:KERNEL:SUITE.
-CHECK := amd:debug:debug-amd amd:default:kvm amd:default:xen intel:default:intel amd:debug:xen-few \
-	 amd-no-master-clock:default:clocks amd-mt:default:mt
+CHECK := amd:default:kvm amd:default:xen intel:default:intel amd-no-master-clock:default:clocks \
+	 amd-mt:default:mt
 LONG  := amd:default:slow amd:default:xen-slow amd:debug:core-amd amd:debug:xen intel:debug:core-intel-debug \
 	 amd:rt:xen amd:rt:core-amd amd:kcsan:core-amd amd:sev:hooks amd-mt:default:mt-xen intel-smp:default:vmx-pages intel:lockdep:vmx-pages
 # Those for a posting, on the base and what it stands on.
@@ -30,7 +30,7 @@ run: ## the main job: base, series, kernel, selftests, a Xen HVM guest on it, a 
 	rc=0; $(H)/run.py amd:default:xen-default || rc=$$?; \
 	$(H)/report.py build/results/last $$((SECONDS - t0)); exit $$rc
 
-check: $(if $(POSTING),check-posting,check-series) ## the tests: lint, the harness's own, both vendors, the Xen guest matrix, debug kernel; or of POSTING=name
+check: $(if $(POSTING),check-posting,check-series) ## the tests: lint, the harness's own, both vendors, the Xen guest matrix; or of POSTING=name
 
 check-posting:
 	@set -e; $(H)/deps; $(H)/tree; $(H)/tree posting '$(POSTING)'; \
@@ -41,11 +41,10 @@ check-series:
 	@t0=$$SECONDS; set -e; \
 	$(H)/deps; $(H)/lint; $(H)/tree; $(H)/tests/run; \
 	$(H)/kernel series default; $(H)/image series default; \
-	$(H)/kernel series debug; $(H)/image series debug; \
 	echo "check: built after $$((SECONDS - t0)) s"; \
 	$(H)/run.py --limit $$((5100 - SECONDS + t0)) $(RUNFLAGS) $(PLANS)
 
-check-long: ## the selftests that take minutes each; PREEMPT_RT and KCSAN
+check-long: ## KASAN and lockdep, PREEMPT_RT, KCSAN; the selftests that take minutes each
 	@$(MAKE) -s test PLANS='$(LONG)'
 
 test: kernel ## some plans only: make test PLANS='amd:debug:xen' FILTER=nomsi V=1 JUNIT=file

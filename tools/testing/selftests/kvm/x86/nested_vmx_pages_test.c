@@ -490,7 +490,7 @@ TEST_F(nested_vmx_pages, vapic_dropped_while_running)
 			drop_page(self->vapic);
 		set_tpr(self->vapic, i % 16);
 		WRITE_ONCE(g->round, i);
-		while (READ_ONCE(g->played) >> 4 != i)
+		while (READ_ONCE(g->played) >> 4 != i && !test_task_has_ended(&task))
 			sched_yield();
 		nr_stale += READ_ONCE(g->played) != PLAYED(i, i % 16);
 		nr_lost += tpr(self->vapic) != (~i & 0xf);
@@ -1505,6 +1505,7 @@ static void run_l2_forever(int ready)
 	typeof(game) *g = addr_gva2hva(vcpu->vm, (gva_t)&game);
 	struct test_task task;
 
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	start_l2(vcpu, mem + VAPIC * PAGE_SIZE);
 	set_todo(vcpu->vm, PLAY, 0);
 	WRITE_ONCE(g->round, 1);
