@@ -1950,7 +1950,9 @@ static void gpc_test_guest_use_after_lock(struct kunit *test)
 	gpc_test_init_used(test);
 	KUNIT_ASSERT_EQ(test, gpc_test_replace_page(t), 0);
 	gpc_test_invalidate(t);
+	gpc_test_vcpu_begin(t->vcpu);
 	gpc_test_expect_area(test, &t->gpc, GPC_GPA);
+	gpc_test_vcpu_end(t->vcpu);
 	KUNIT_EXPECT_TRUE(test, gpc_test_request(t));
 
 	KUNIT_ASSERT_EQ(test, gpc_test_use_again(t), 0);
@@ -1999,7 +2001,9 @@ static void gpc_test_guest_use_is_used(struct kunit *test)
 	KUNIT_ASSERT_EQ(test, gpc_test_use_at(t, GPC_GPA, GPC_LEN), 0);
 	gpc_test_invalidate(t);
 	KUNIT_EXPECT_FALSE(test, kvm_gpc_is_used(&t->gpc, GPC_GPA));
+	gpc_test_vcpu_begin(t->vcpu);
 	gpc_test_expect_area(test, &t->gpc, GPC_GPA);
+	gpc_test_vcpu_end(t->vcpu);
 	KUNIT_EXPECT_FALSE(test, kvm_gpc_is_used(&t->gpc, GPC_GPA));
 
 	KUNIT_ASSERT_EQ(test, gpc_test_use_at(t, GPC_GPA, GPC_LEN), 0);
@@ -2172,10 +2176,12 @@ static void gpc_test_guest_use_memslot_is_moving(struct kunit *test)
 	KUNIT_EXPECT_FALSE(test, t->timed_out);
 	KUNIT_EXPECT_EQ(test, t->hpa, gpc_test_hpa(test, GPC_GPA));
 
-	/* For other users, the memslot is gone. */
+	/* For kvm_gpc_lock(), the memslot is gone. */
 	t->slot.flags |= KVM_MEMSLOT_INVALID;
 	gpc_test_set_memslot(t, true);
+	gpc_test_vcpu_begin(t->vcpu);
 	KUNIT_EXPECT_EQ(test, gpc_test_lock_error(&t->gpc), -ENOENT);
+	gpc_test_vcpu_end(t->vcpu);
 	KUNIT_EXPECT_EQ(test, kvm_gpc_activate(&t->gpc2, GPC_GPA, GPC_LEN), -ENOENT);
 }
 

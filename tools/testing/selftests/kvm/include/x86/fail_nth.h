@@ -18,7 +18,7 @@
 static inline void fail_nth_write(int fd, const char *val)
 {
 	TEST_ASSERT(fd >= 0, "open(): errno %d", errno);
-	TEST_ASSERT_EQ(pwrite(fd, val, strlen(val), 0), (ssize_t)strlen(val));
+	TEST_ASSERT_EQ(write(fd, val, strlen(val)), (ssize_t)strlen(val));
 }
 
 static inline void fail_nth_set(const char *path, const char *val)
