@@ -29,7 +29,7 @@ static inline void fail_nth_set(const char *path, const char *val)
 	close(fd);
 }
 
-/* Each allocation can fail, also one that may sleep.  False if none can. */
+/* Let each allocation fail, also one for userspace.  False if none can. */
 static inline bool fail_nth_enable(void)
 {
 	if (access("/sys/kernel/debug/failslab", F_OK) ||
@@ -39,6 +39,7 @@ static inline bool fail_nth_enable(void)
 
 	fail_nth_set("/sys/kernel/debug/failslab/ignore-gfp-wait", "N");
 	fail_nth_set("/sys/kernel/debug/failslab/verbose", "0");
+	fail_nth_set("/sys/kernel/debug/fail_page_alloc/ignore-gfp-highmem", "N");
 	fail_nth_set("/sys/kernel/debug/fail_page_alloc/ignore-gfp-wait", "N");
 	fail_nth_set("/sys/kernel/debug/fail_page_alloc/min-order", "0");
 	fail_nth_set("/sys/kernel/debug/fail_page_alloc/verbose", "0");
