@@ -107,6 +107,10 @@ void kvm_gpc_init_killable(struct gfn_to_pfn_cache *gpc, struct kvm *kvm);
  * halted and @req is without KVM_REQUEST_NO_WAKEUP, and waits until @vcpu has
  * left guest mode.  The handler of @req calls kvm_gpc_use() again.
  *
+ * Only the vCPU's task may call kvm_gpc_lock(), with vcpu->mutex held: mapping
+ * the area again replaces the ranges by which an invalidation finds what the
+ * hardware still uses.
+ *
  * Context: Same as kvm_gpc_init().
  */
 void kvm_gpc_init_vcpu(struct gfn_to_pfn_cache *gpc, struct kvm_vcpu *vcpu, unsigned int req);
@@ -383,8 +387,7 @@ void kvm_gpc_unuse(struct gfn_to_pfn_cache *gpc);
  *
  * To be called if hardware has the address of the area.  Warn if the area isn't
  * in use, or has been invalidated, unless the request of kvm_gpc_init_vcpu() is
- * pending.  Does nothing without CONFIG_PROVE_LOCKING
- * or on PREEMPT_RT.
+ * pending.  Does nothing without CONFIG_PROVE_LOCKING or on PREEMPT_RT.
  *
  * Context: Must be called by the vCPU's task, before it enters guest mode, with
  *	    interrupts disabled.

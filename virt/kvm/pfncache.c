@@ -976,7 +976,7 @@ static int gpc_refresh(struct gfn_to_pfn_cache *gpc)
 {
 	int ret = 0;
 
-	/* What gpc_bind() removes is used until the vCPU has been kicked. */
+	/* See kvm_gpc_init_vcpu(). */
 	if (gpc->vcpu)
 		lockdep_assert_held(&gpc->vcpu->mutex);
 

@@ -377,7 +377,7 @@ TEST_F(gpc_gmem, l_by_hva)
 	u8 *mem;
 
 	if (!gv->xen)
-		SKIP(return, "Only Xen has what this tests");
+		SKIP(return, "needs Xen's areas");
 
 	add_gmem(gv, MMAP | SHARED, NULL);
 	mem = file_memory(gv->fd, 0);
@@ -438,7 +438,7 @@ TEST_F(gpc_gmem, punch_takes_long)
 	u8 *mem;
 
 	if (!gv->xen)
-		SKIP(return, "Only Xen has what this tests");
+		SKIP(return, "needs Xen's areas");
 
 	gv->fd = vm_create_guest_memfd(gv->vm, LONG_PUNCH, MMAP | SHARED);
 	set_memslot(gv, SIZE, 0);
@@ -1025,7 +1025,7 @@ TEST_F_TIMEOUT(gpc_gmem_private, long_change, 300)
 	int err;
 
 	if (!gv->xen)
-		SKIP(return, "Only Xen has what this tests");
+		SKIP(return, "needs Xen's areas");
 
 	add_gmem(gv, 0, anonymous_memory());
 	set_areas(gv);

@@ -47,6 +47,7 @@
 
 #include "test_util.h"
 #include "apic.h"
+#include "hwpoison.h"
 #include "kvm_syscalls.h"
 #include "kvm_util.h"
 #include "processor.h"
@@ -832,28 +833,13 @@ static bool do_punch(struct kvm_random_state *rng)
 	return true;
 }
 
-/* The error may end the task that injects it, so that a child does. */
-static bool poison_page(char *page)
-{
-	pid_t pid = fork();
-	int status;
-
-	TEST_ASSERT(pid >= 0, "fork: %s", strerror(errno));
-	if (!pid) {
-		signal(SIGBUS, SIG_DFL);
-		_exit(madvise(page, PAGE_SIZE, MADV_HWPOISON) ? KSFT_FAIL : 0);
-	}
-	TEST_ASSERT_EQ(waitpid(pid, &status, 0), pid);
-	return !WIFEXITED(status) || !WEXITSTATUS(status);
-}
-
 static bool do_memory_error(struct kvm_random_state *rng)
 {
 	int page = kvm_random_u32_in_range(rng, 1, nr_hot - 1);
 	bool done;
 
 	pthread_rwlock_wrlock(&slot_lock);
-	done = poison_page(area + page * PAGE_SIZE);
+	done = try_poison((u8 *)area + page * PAGE_SIZE);
 	try_events();
 	punch(page, 1);
 	/* The old mapping goes on raising SIGBUS. */

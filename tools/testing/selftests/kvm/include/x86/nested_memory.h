@@ -27,7 +27,7 @@
 
 #define NEEDS_BARE_MEMORY	"needs KVM_BARE_MEMORY and /dev/mem"
 
-/* Without I/O errors, a page that takes longer is never paged out. */
+/* A page that takes longer is taken for one that can't be paged out. */
 #define PAGE_OUT_LIMIT_S	5
 
 static inline off_t bare_memory(void)
