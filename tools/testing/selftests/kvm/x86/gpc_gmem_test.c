@@ -539,7 +539,7 @@ TEST_F(gpc_gmem, memory_error)
 	expect_areas_in(gv, mem);
 
 	for (i = 0; i < 2; i++)
-		poison(mem + i * PAGE_SIZE);
+		hwpoison(mem + i * PAGE_SIZE);
 	write_areas(gv, EFAULT);
 
 	/* The old mapping goes on raising SIGBUS. */
@@ -791,7 +791,7 @@ TEST_F(gpc_gmem_event, delivered)
 	struct gmem_vm *gv = &self->gv;
 
 	if (variant->poisoned)
-		poison(file_memory(gv->fd, 0) + offset);
+		hwpoison(file_memory(gv->fd, 0) + offset);
 	else
 		vm_mem_set_private(gv->vm, GPA + offset, PAGE_SIZE);
 

@@ -839,7 +839,7 @@ static bool do_memory_error(struct kvm_random_state *rng)
 	bool done;
 
 	pthread_rwlock_wrlock(&slot_lock);
-	done = try_poison((u8 *)area + page * PAGE_SIZE);
+	done = try_hwpoison((u8 *)area + page * PAGE_SIZE);
 	try_events();
 	punch(page, 1);
 	/* The old mapping goes on raising SIGBUS. */

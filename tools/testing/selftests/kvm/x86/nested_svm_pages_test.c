@@ -1278,7 +1278,7 @@ static u8 lost[PAGE_SIZE];
 static void lose(struct kvm_vm *vm, u8 *mem, int page)
 {
 	memcpy(lost, mem + page * PAGE_SIZE, PAGE_SIZE);
-	poison(mem + page * PAGE_SIZE);
+	hwpoison(mem + page * PAGE_SIZE);
 }
 
 static void replace_lost(struct kvm_vm *vm, u8 *mem, int page)

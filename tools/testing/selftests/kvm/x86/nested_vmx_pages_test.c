@@ -1474,7 +1474,7 @@ TEST_F(nested_vmx_pages, bitmap_poisoned)
 	l1.cpu_based |= CPU_BASED_USE_MSR_BITMAPS;
 	start_l2(self->vcpu, self->vapic);
 	set_intercept(bitmap, false);
-	poison(bitmap);
+	hwpoison(bitmap);
 	expect_all_intercepted(_metadata, self->vcpu);
 	map_anonymous(bitmap, PAGE_SIZE);
 	expect_bitmap(_metadata, self->vcpu, bitmap);

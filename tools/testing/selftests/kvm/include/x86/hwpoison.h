@@ -13,7 +13,7 @@
 #include "test_util.h"
 
 /* In a child, which has the same page.  The error may end it. */
-static inline bool try_poison(u8 *addr)
+static inline bool try_hwpoison(u8 *addr)
 {
 	pid_t pid = fork();
 	int status;
@@ -31,9 +31,9 @@ static inline bool try_poison(u8 *addr)
 	return !WIFEXITED(status) || !WEXITSTATUS(status);
 }
 
-static inline void poison(u8 *addr)
+static inline void hwpoison(u8 *addr)
 {
-	__TEST_REQUIRE(try_poison(addr), "MADV_HWPOISON");
+	__TEST_REQUIRE(try_hwpoison(addr), "MADV_HWPOISON");
 }
 
 #endif /* SELFTEST_KVM_HWPOISON_H */
