@@ -3,7 +3,8 @@
  * When guest_memfd calls the hooks of the architecture: a page is made private
  * when it is about to be mapped as such, and reclaimed when it leaves the file.
  * Neither is done for a change of attributes, nor for shared memory that KVM
- * itself accesses.  And how often it unmaps a memslot from which pages go.
+ * itself accesses, nor with mmu_lock held.  And how often it unmaps a memslot
+ * from which pages go.
  *
  * Kprobes count the calls, so this works without a confidential guest, but
  * needs a kernel with KVM_AMD_SEV and KPROBE_EVENTS, and an AMD processor.
@@ -11,6 +12,7 @@
  * kprobes are in what they call.
  */
 #include <fcntl.h>
+#include <limits.h>
 #include <linux/falloc.h>
 #include <stdio.h>
 #include <sys/mount.h>
@@ -34,7 +36,11 @@ enum {
 	MAKE_PRIVATE,
 	RECLAIM,
 	INVALIDATE,
+	/* With mmu_lock held. */
 	UNMAP,
+	/* KVM finds pages in the direct map, or maps them, to access them. */
+	DIRECT,
+	MAP,
 	NR_HOOKS,
 };
 
@@ -43,6 +49,8 @@ static const char *const hooks[NR_HOOKS] = {
 	[RECLAIM] = "sev_gmem_make_shared",
 	[INVALIDATE] = "sev_gmem_invalidate_range",
 	[UNMAP] = "kvm_mmu_unmap_gfn_range",
+	[DIRECT] = "gpc_direct_address",
+	[MAP] = "gpc_map",
 };
 
 static int write_file(const char *path, int flags, const char *text)
@@ -111,6 +119,46 @@ static unsigned long nr_calls(int hook)
 	fclose(f);
 	TEST_ASSERT(ret != ~0ul, "There is no probe of %s", hooks[hook]);
 	return ret;
+}
+
+/*
+ * How deep preemption was disabled in a hook's calls, the least and the most,
+ * since the trace was emptied.  Each lock that spins counts.
+ */
+struct depth {
+	long min;
+	long max;
+};
+
+static void empty_trace(void)
+{
+	TEST_ASSERT(!write_file(TRACEFS "/trace", O_TRUNC, " "), "write(trace): errno %d", errno);
+}
+
+static struct depth preempt_depth(int hook)
+{
+	struct depth d = { .min = LONG_MAX, .max = -1 };
+	char line[512], name[64];
+	FILE *f;
+
+	snprintf(name, sizeof(name), ": %s: ", hooks[hook]);
+	f = fopen(TRACEFS "/trace", "r");
+	TEST_ASSERT(f, "fopen(trace): errno %d", errno);
+	while (fgets(line, sizeof(line), f)) {
+		/* COMM-PID [CPU] FLAGS TIME: NAME: ..., the fourth flag is the depth. */
+		char *flags = strstr(line, "] ");
+
+		if (flags && strstr(line, name)) {
+			char digit[] = { flags[5], 0 };
+			long depth = strtol(digit, NULL, 16);
+
+			d.min = min(d.min, depth);
+			d.max = max(d.max, depth);
+		}
+	}
+	fclose(f);
+	TEST_ASSERT(d.max >= 0, "%s was not called", hooks[hook]);
+	return d;
 }
 
 FIXTURE(gmem_hooks) {
@@ -199,6 +247,20 @@ TEST_F(gmem_hooks, private_memory)
 	EXPECT_EQ(calls(self->seen, MAKE_PRIVATE), 0);
 }
 
+/* The hooks of private memory may sleep. */
+TEST_F(gmem_hooks, not_under_mmu_lock)
+{
+	int i;
+
+	vm_mem_set_private(self->vm, GPA, SIZE);
+	empty_trace();
+	prefault(self->vcpu);
+	punch(self->fd, SIZE);
+
+	for (i = 0; i < UNMAP; i++)
+		EXPECT_LT(preempt_depth(i).max, preempt_depth(UNMAP).min);
+}
+
 /* The file has three entries for the memslot, by nodes of the xarray. */
 TEST_F(gmem_hooks, memslot_is_unmapped_once)
 {
@@ -214,7 +276,7 @@ TEST_F(gmem_hooks, memslot_is_unmapped_once)
 	close(fd);
 }
 
-/* KVM's own accesses make no page private, whatever they find. */
+/* KVM's own accesses neither make a page private nor map a private one. */
 TEST_F(gmem_hooks, areas)
 {
 	struct kvm_xen_hvm_attr attr = {
@@ -227,6 +289,7 @@ TEST_F(gmem_hooks, areas)
 	xen_set_shared_info(self->vm, GPA);
 	xen_set_vcpu_info(self->vcpu, GPA + PAGE_SIZE);
 	xen_evtchn_send(self->vcpu, 4);
+	EXPECT_EQ(calls(self->seen, DIRECT), 2);
 
 	vm_mem_set_private(self->vm, GPA, SIZE);
 	EXPECT_EQ(__vm_ioctl(self->vm, KVM_XEN_HVM_EVTCHN_SEND, &e), -1);
@@ -244,6 +307,8 @@ TEST_F(gmem_hooks, areas)
 
 	EXPECT_EQ(calls(self->seen, MAKE_PRIVATE), 0);
 	EXPECT_EQ(calls(self->seen, RECLAIM), 0);
+	EXPECT_EQ(calls(self->seen, DIRECT), 0);
+	EXPECT_EQ(calls(self->seen, MAP), 0);
 }
 
 TEST_HARNESS_MAIN
