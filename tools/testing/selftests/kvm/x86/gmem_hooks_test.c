@@ -145,11 +145,12 @@ static struct depth preempt_depth(int hook)
 	f = fopen(TRACEFS "/trace", "r");
 	TEST_ASSERT(f, "fopen(trace): errno %d", errno);
 	while (fgets(line, sizeof(line), f)) {
-		/* COMM-PID [CPU] FLAGS TIME: NAME: ..., the fourth flag is the depth. */
+		/* TASK [CPU] FLAGS TIME: NAME: ... */
 		char *flags = strstr(line, "] ");
 
 		if (flags && strstr(line, name)) {
-			char digit[] = { flags[5], 0 };
+			/* The fourth flag, a digit or a dot. */
+			char digit[] = { flags[2 + 3], 0 };
 			long depth = strtol(digit, NULL, 16);
 
 			d.min = min(d.min, depth);
