@@ -12,6 +12,7 @@ tests.  What is wrong with it in place is said above the diff, and in these line
   Seen-as: KIND...	all of fail, splat (in the kernel's log) and crash (of the
 			machine) that are to be seen; fail if there is no such line
   Runs: N		all of which must find it; 1 if there is no such line
+  Args: TEST=ARGUMENTS	what make test has as ARGS
 
 Another Plan: line begins what is to be seen by that plan as well.  Without the bug the
 same tests must pass, as often.
@@ -51,6 +52,7 @@ class Finder:
 
     def __init__(self, plan):
         self.plan, self.found_by, self.seen_as, self.runs = plan, set(), {'fail'}, 1
+        self.args = []
         self.found = 0
         self.problem = None
 
@@ -107,6 +109,8 @@ class Bug:
             last.seen_as = set(value.split())
         elif last and name == 'Runs' and value.isdecimal() and int(value):
             last.runs = int(value)
+        elif last and name == 'Args' and re.fullmatch(r'[\w-]+=\S.*', value):
+            last.args += ['--args', value]
         else:
             self.bad(f'cannot read "{name}: {value}"')
 
@@ -163,9 +167,9 @@ def build(tree, kernel):
     return True
 
 
-def look(tree, text, tests, results):
+def look(tree, text, tests, results, arguments=()):
     """{(kind, COLLECTION:TEST[.CASE])} of what is not as it should be in one run."""
-    args = run.parse_args(['--tree', tree, '--results', os.path.join(DIR, 'results', results),
+    args = run.parse_args(['--tree', tree, '--results', os.path.join(DIR, 'results', results), *arguments,
                           '--filter', '^(' + '|'.join(map(re.escape, sorted(tests))) + ')$', text])
     plan = run.Plan(text, args)
     if not tests <= set(plan.tests):
@@ -196,7 +200,8 @@ def without(finders):
         those = [f for f in finders if f.plan == text]
         for n in range(max(f.runs for f in those)):
             tests = set().union(*(f.tests for f in those if f.runs > n))
-            seen = look('series', text, tests, f'series-{text.replace(":", "-")}-{n + 1}')
+            arguments = sum((f.args for f in those if f.runs > n), [])
+            seen = look('series', text, tests, f'series-{text.replace(":", "-")}-{n + 1}', arguments)
             for f in those:
                 own = {s for s in seen if test_of(s[1]) in f.tests or s[1] == 'machine'}
                 if own and f.runs > n:
@@ -213,7 +218,7 @@ def plant(bug):
                 return
         for i, f in enumerate(bug.finders):
             for n in range(0 if f.problem else f.runs):
-                seen = look('planted', f.plan, f.tests, f'{bug.name}-{i + 1}-{n + 1}')
+                seen = look('planted', f.plan, f.tests, f'{bug.name}-{i + 1}-{n + 1}', f.args)
                 if f.is_found(seen):
                     f.found += 1
                 else:

@@ -31,6 +31,7 @@ MACHINE = test_runner.PRELUDE + '''
 has() { grep -q "$1" "$kernel"; }
 kernel=$4
 ! has once || ! mkdir $KVM_GPC_BUILD/first 2>/dev/null || kernel=/dev/null
+! has if_args || cpio -i --quiet --to-stdout job/setup < "$3" | grep -q 'ONE_ARGS=-x$' || kernel=/dev/null
 for t in one two; do
 	cpio -i --quiet --to-stdout job/tests < "$3" | grep -q "^kvm:$t " || continue
 	note begin kvm:$t
@@ -164,6 +165,13 @@ class Planted(test_runner.Machine):
         self.assertIn('3 of 3', self.found())
         self.bug('x', 'fail_one_a once', 'Plan: x:default:kvm', 'Found-by: kvm:one.a', 'Runs: 3')
         self.not_found('2 of 3', 'seen: nothing')
+
+    def test_args(self):
+        fields = ['Plan: x:default:kvm', 'Found-by: kvm:one.a', 'Args: one=-x']
+        self.bug('x', 'fail_one_a if_args', *fields)
+        self.found()
+        self.bug('x', 'fail_one_a if_args', *fields[:2])
+        self.not_found('seen: nothing')
 
     def test_two_plans(self):
         fields = ['Plan: x:default:kvm', 'Found-by: kvm:one.a', 'Plan: x:default:kvm', 'Found-by: kvm:two.b',

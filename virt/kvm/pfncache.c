@@ -103,7 +103,7 @@ struct gpc_area {
 	struct gpc_range range[1 + GPC_MAP_MAX];
 };
 
-/* Wherever it begins, an area lies in no more pages. */
+/* An area of the maximum length, at any offset. */
 static_assert(KVM_GPC_MAX_LEN <= (GPC_MAP_MAX - 1) * PAGE_SIZE);
 
 #define gpc_for_each_range(range, kvm, by, first, last)					\
@@ -223,8 +223,8 @@ static int gpc_bind(struct gpc_area *area)
  * the push, and waits.
  *
  * C matches D, release and acquire: the accesses of the reader are complete
- * when the invalidation continues.  The invalidation may read the store of a
- * later reader on that CPU instead, so each store to the stack is a release.
+ * when the invalidation continues.  D may read the store of a later push or pop
+ * instead, so each store to the stack is a release.
  *
  * E matches F, release and acquire: a refresh sets gpc->khva after the members
  * that go with it, and a reader reads these members after gpc->khva.
@@ -245,9 +245,9 @@ static DEFINE_PER_CPU_ALIGNED(struct gpc_readers, gpc_readers);
 static struct lock_class_key gpc_lockdep_key;
 
 /*
- * Held by readers, which never wait for it, and acquired by invalidations,
- * which wait for readers.  A reader must not acquire a lock that sleeps on
- * PREEMPT_RT.
+ * Readers hold it for read, as if by a trylock.  Invalidations acquire it for
+ * write before they wait for readers.  A reader must not acquire a lock that
+ * sleeps on PREEMPT_RT.
  */
 static struct lockdep_map gpc_lockdep_map = {
 	.name = "kvm_gpc",
@@ -314,8 +314,9 @@ static __always_inline void gpc_leave(struct gfn_to_pfn_cache *gpc)
 }
 
 /*
- * Wait for the readers of @gpc, whose khva has been cleared.  A CPU that isn't
- * online any more can still have an interrupt.
+ * Wait for the readers of @gpc, whose khva has been cleared.  A CPU that is
+ * going offline may still take an interrupt that uses a cache, so look at
+ * possible CPUs.
  */
 static void gpc_wait_for_readers(struct gfn_to_pfn_cache *gpc)
 {
@@ -1210,6 +1211,7 @@ void *kvm_gpc_trylock(struct gfn_to_pfn_cache *gpc)
 
 	return ERR_PTR(kvm_gpc_is_active(gpc) ? -EWOULDBLOCK : -ENXIO);
 }
+EXPORT_SYMBOL_FOR_KVM_INTERNAL(kvm_gpc_trylock);
 
 void kvm_gpc_unlock(struct gfn_to_pfn_cache *gpc)
 {
@@ -1328,6 +1330,7 @@ void kvm_gpc_init(struct gfn_to_pfn_cache *gpc, struct kvm *kvm)
 	mutex_init(&gpc->refresh_lock);
 	gpc->kvm = kvm;
 }
+EXPORT_SYMBOL_FOR_KVM_INTERNAL(kvm_gpc_init);
 
 void kvm_gpc_init_killable(struct gfn_to_pfn_cache *gpc, struct kvm *kvm)
 {
@@ -1377,13 +1380,7 @@ EXPORT_SYMBOL_FOR_KVM_INTERNAL(kvm_gpc_activate);
 
 int kvm_gpc_activate_hva(struct gfn_to_pfn_cache *gpc, unsigned long uhva, unsigned long len)
 {
-	unsigned long untagged = untagged_addr(uhva);
-
-	/*
-	 * MMU notifiers and memslots use untagged addresses, so an area with a
-	 * tagged address would never be invalidated.
-	 */
-	if (uhva != untagged || !access_ok((void __user *)uhva, len))
+	if (!access_ok((void __user *)uhva, len))
 		return -EINVAL;
 
 	return gpc_activate(gpc, INVALID_GPA, uhva, len);

@@ -38,12 +38,12 @@
 #define GPC_MAP_TEST_LEN	(2 * GPC_MAP_MAX * PAGE_SIZE)
 /* A hundred times the instructions that locking and unlocking a cache takes. */
 #define GPC_TEST_INTERRUPTS	5000
-/*
- * This many reads of a cache take longer than an invalidation takes to start.
- */
+/* The most iterations by which one of both sides is delayed. */
 #define GPC_TEST_MAX_DELAY	4096
-#define GPC_TEST_LINES		24
+#define GPC_TEST_LINES		8
 #define GPC_TEST_COLD		SZ_1M
+/* TLBs have these lines in different sets. */
+#define GPC_TEST_STRIDE		(GPC_TEST_COLD + PAGE_SIZE)
 /* Nothing handles this request. */
 #define GPC_TEST_REQ		KVM_ARCH_REQ(0)
 /* How long a kick takes to make the vCPU leave guest mode, in milliseconds. */
@@ -92,6 +92,9 @@ struct gpc_test {
 	struct rcu_head rcu;
 	struct completion memslots_locked;
 	struct completion srcu_dropped;
+	/* All pages of the mapping. */
+	struct page *pinned[2 * GPC_PAGES + 1];
+	int nr_pinned;
 };
 
 /* Stubs of functions that fail. */
@@ -226,6 +229,7 @@ static bool gpc_test_has_to_wait(struct gfn_to_pfn_cache *gpc)
 static int gpc_test_init(struct kunit *test)
 {
 	struct gpc_test *t = kunit_kzalloc(test, sizeof(*t), GFP_KERNEL);
+	int i, page = 0;
 
 	KUNIT_ASSERT_NOT_NULL(test, t);
 	t->kvm = kunit_kzalloc(test, sizeof(*t->kvm), GFP_KERNEL);
@@ -234,7 +238,7 @@ static int gpc_test_init(struct kunit *test)
 
 	t->uaddr2 = kunit_vm_mmap(test, NULL, 0, (2 * GPC_PAGES + 1) * PAGE_SIZE,
 				  PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, 0);
-	KUNIT_ASSERT_FALSE(test, IS_ERR_VALUE(t->uaddr2));
+	KUNIT_ASSERT_FALSE(test, !t->uaddr2 || IS_ERR_VALUE(t->uaddr2));
 	t->uaddr = t->uaddr2 + (GPC_PAGES + 1) * PAGE_SIZE;
 
 	t->kvm->mm = current->mm;
@@ -255,6 +259,17 @@ static int gpc_test_init(struct kunit *test)
 
 	kvm_gpc_init(&t->gpc, t->kvm);
 	kvm_gpc_init(&t->gpc2, t->kvm);
+
+	/*
+	 * Without an MMU notifier, the pages must not be migrated.  Neighbours
+	 * that are faulted in one after the other may be contiguous.
+	 */
+	for (i = 0; i < ARRAY_SIZE(t->pinned); i++) {
+		page = (page + 3) % ARRAY_SIZE(t->pinned);
+		KUNIT_ASSERT_EQ(test, 1, pin_user_pages_fast(t->uaddr2 + page * PAGE_SIZE, 1,
+							     FOLL_WRITE, &t->pinned[i]));
+		t->nr_pinned++;
+	}
 	return 0;
 }
 
@@ -273,6 +288,8 @@ static void gpc_test_exit(struct kunit *test)
 	KUNIT_EXPECT_TRUE(test, RB_EMPTY_ROOT(&t->kvm->gpc_tree[KVM_GPC_BY_GFN].rb_root));
 	kvm_gpc_destroy_vm(t->kvm);
 	cleanup_srcu_struct(&t->kvm->srcu);
+	if (t->nr_pinned > 0)
+		unpin_user_pages(t->pinned, t->nr_pinned);
 }
 
 static void gpc_test_activate(struct kunit *test)
@@ -474,16 +491,8 @@ static void gpc_test_poison(struct kunit *test)
 static gpa_t gpc_test_scattered_area(struct kunit *test)
 {
 	struct gpc_test *t = test->priv;
-	unsigned long uaddr[] = {
-		t->uaddr, t->uaddr2, t->uaddr + PAGE_SIZE, t->uaddr2 + PAGE_SIZE,
-	};
 	gpa_t gpa;
 	void *p;
-	int i;
-
-	/* Touch every other page first. */
-	for (i = 0; i < ARRAY_SIZE(uaddr); i++)
-		KUNIT_ASSERT_EQ(test, put_user(0, (u8 __user *)uaddr[i]), 0);
 
 	for (gpa = GPC_GPA + PAGE_SIZE - 10; gpa < GPC_NO_GPA - PAGE_SIZE; gpa += PAGE_SIZE) {
 		KUNIT_ASSERT_EQ(test, kvm_gpc_activate(&t->gpc, gpa, GPC_LEN), 0);
@@ -523,8 +532,8 @@ static void gpc_test_fatal_signal(struct kunit *test)
 	int lock_error, activate_error;
 
 	gpc_test_activate(test);
-	KUNIT_ASSERT_EQ(test, vm_munmap(t->uaddr, PAGE_SIZE), 0);
-	KUNIT_ASSERT_EQ(test, vm_mmap(NULL, t->uaddr, PAGE_SIZE, PROT_READ | PROT_WRITE,
+	KUNIT_ASSERT_EQ(test, vm_munmap(t->uaddr, 2 * PAGE_SIZE), 0);
+	KUNIT_ASSERT_EQ(test, vm_mmap(NULL, t->uaddr, 2 * PAGE_SIZE, PROT_READ | PROT_WRITE,
 				      MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, 0), t->uaddr);
 	gpc_test_invalidate(t);
 
@@ -1625,7 +1634,7 @@ static __always_inline void gpc_test_write_cold(struct gpc_test *t, unsigned lon
 	*where = (*where + 64) % GPC_TEST_COLD;
 	unrolled_full
 	for (i = 0; i < GPC_TEST_LINES; i++)
-		WRITE_ONCE(p[i * GPC_TEST_COLD], 0);
+		WRITE_ONCE(p[i * GPC_TEST_STRIDE], 0);
 }
 
 /*
@@ -1688,21 +1697,24 @@ static void gpc_test_reader_meets_invalidation(struct kunit *test)
 {
 	struct gpc_test *t = test->priv;
 	struct task_struct *reader;
+	unsigned int cpu;
 	ktime_t end;
 	int error;
 
 	if (num_online_cpus() < 2)
 		kunit_skip(test, "needs two CPUs");
 
-	t->cold = vzalloc(GPC_TEST_LINES * GPC_TEST_COLD);
+	t->cold = vzalloc(GPC_TEST_LINES * GPC_TEST_STRIDE);
 	t->cold_inv = GPC_TEST_COLD / 2;
 	KUNIT_ASSERT_NOT_NULL(test, t->cold);
 	gpc_test_activate(test);
 	reader = kthread_create(gpc_test_read_each_round, t, "gpc_test_reader");
 	KUNIT_ASSERT_FALSE(test, IS_ERR(reader));
 
-	set_cpus_allowed_ptr(current, cpumask_of(1));
-	kthread_bind(reader, 0);
+	cpu = cpumask_first(cpu_online_mask);
+	kthread_bind(reader, cpu);
+	cpu = cpumask_next(cpu, cpu_online_mask);
+	KUNIT_ASSERT_EQ(test, set_cpus_allowed_ptr(current, cpumask_of(cpu)), 0);
 	wake_up_process(reader);
 	end = ktime_add_ms(ktime_get(), 5000);
 	do {
@@ -2514,7 +2526,7 @@ static struct kunit_case gpc_test_cases[] = {
 	KUNIT_CASE(gpc_test_interrupted),
 	KUNIT_CASE(gpc_test_invalidation_waits),
 	KUNIT_CASE(gpc_test_invalidation_waits_nested),
-	KUNIT_CASE(gpc_test_reader_meets_invalidation),
+	KUNIT_CASE_SLOW(gpc_test_reader_meets_invalidation),
 	KUNIT_CASE(gpc_test_dirty),
 	KUNIT_CASE(gpc_test_guest_use_hpa_offset),
 	KUNIT_CASE(gpc_test_guest_use_errors),

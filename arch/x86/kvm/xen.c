@@ -177,6 +177,9 @@ int kvm_xen_vcpu_set_attr(struct kvm_vcpu *vcpu, struct kvm_xen_vcpu_attr *data)
 	switch (data->type) {
 	case KVM_XEN_VCPU_ATTR_TYPE_VCPU_INFO:
 	case KVM_XEN_VCPU_ATTR_TYPE_VCPU_INFO_HVA:
+		r = -EBUSY;
+		if (kvm_vcpu_dirty_ring_nearly_full(vcpu))
+			break;
 		r = kvm_xen_set_vcpu_info(vcpu, data);
 		break;
 
@@ -188,6 +191,9 @@ int kvm_xen_vcpu_set_attr(struct kvm_vcpu *vcpu, struct kvm_xen_vcpu_attr *data)
 	case KVM_XEN_VCPU_ATTR_TYPE_RUNSTATE_CURRENT:
 	case KVM_XEN_VCPU_ATTR_TYPE_RUNSTATE_DATA:
 	case KVM_XEN_VCPU_ATTR_TYPE_RUNSTATE_ADJUST:
+		r = -EBUSY;
+		if (kvm_vcpu_dirty_ring_nearly_full(vcpu))
+			break;
 		r = kvm_xen_set_runstate(vcpu, data);
 		break;
 
@@ -240,6 +246,9 @@ int kvm_xen_vcpu_get_attr(struct kvm_vcpu *vcpu, struct kvm_xen_vcpu_attr *data)
 
 	switch (data->type) {
 	case KVM_XEN_VCPU_ATTR_TYPE_VCPU_INFO:
+		r = -EBUSY;
+		if (kvm_vcpu_dirty_ring_nearly_full(vcpu))
+			break;
 		kvm_xen_inject_pending_events(vcpu);
 
 		BUILD_BUG_ON(INVALID_GPA != KVM_XEN_INVALID_GPA);
@@ -248,6 +257,9 @@ int kvm_xen_vcpu_get_attr(struct kvm_vcpu *vcpu, struct kvm_xen_vcpu_attr *data)
 		break;
 
 	case KVM_XEN_VCPU_ATTR_TYPE_VCPU_INFO_HVA:
+		r = -EBUSY;
+		if (kvm_vcpu_dirty_ring_nearly_full(vcpu))
+			break;
 		kvm_xen_inject_pending_events(vcpu);
 
 		data->u.hva = kvm_gpc_hva(&vcpu->arch.xen.vcpu_info_cache);
@@ -275,6 +287,9 @@ int kvm_xen_vcpu_get_attr(struct kvm_vcpu *vcpu, struct kvm_xen_vcpu_attr *data)
 		break;
 
 	case KVM_XEN_VCPU_ATTR_TYPE_TIMER:
+		r = -EBUSY;
+		if (kvm_vcpu_dirty_ring_nearly_full(vcpu))
+			break;
 		kvm_xen_get_timer(vcpu, data);
 		r = 0;
 		break;
@@ -912,7 +927,10 @@ static bool kvm_xen_hcall_evtchn_send(struct kvm_vcpu *vcpu, u64 param, u64 *r)
 		u32 port = evtchnfd->deliver.port.port;
 		int ret = to ? kvm_xen_set_evtchn(to, port) : -EINVAL;
 
-		/* A signal is pending while shared_info is waited for. */
+		/*
+		 * A signal has ended the wait for shared_info.  Have the target
+		 * vCPU raise the event.
+		 */
 		if (ret == -EINTR && kvm_xen_defer_event(to, port))
 			ret = 0;
 		if (ret < 0 && ret != -ENOTCONN)

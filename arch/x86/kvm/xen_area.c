@@ -432,8 +432,9 @@ int kvm_xen_get_guest_pvclock(struct kvm_vcpu *vcpu,
 	unsigned int offset;
 	int r = -EOPNOTSUPP;
 
-	/* Until the update, the clock may be of before KVM_SET_CLOCK. */
-	if (kvm_test_request(KVM_REQ_CLOCK_UPDATE, vcpu))
+	/* Until it is updated, the guest's clock may predate KVM_SET_CLOCK. */
+	if (kvm_test_request(KVM_REQ_CLOCK_UPDATE, vcpu) ||
+	    READ_ONCE(vcpu->arch.pvclock_update_missed))
 		return -EAGAIN;
 
 	gpc = kvm_xen_vcpu_info(vcpu, &offset);

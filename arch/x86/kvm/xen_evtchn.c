@@ -397,10 +397,6 @@ static bool kvm_xen_set_pending_sels(struct kvm_vcpu *v)
 
 void kvm_xen_inject_pending_events(struct kvm_vcpu *v)
 {
-	/* A vCPU that is halted does not notice that the ring is soft full. */
-	if (kvm_vcpu_dirty_ring_is_low(v))
-		return;
-
 	smp_store_mb(v->arch.xen.evtchn_retry, false);	/* A, matches B */
 
 	kvm_xen_raise_deferred_events(v);
@@ -468,9 +464,8 @@ static noinline int kvm_xen_wait_set_evtchn(struct kvm_vcpu *vcpu, u32 port)
 	int rc;
 
 	/*
-	 * In theory, shared_info can be unmapped again each time that it was
-	 * mapped.  But then the task that unmaps it is as busy as this loop,
-	 * and to write by way of userspace's address would only hide the loop.
+	 * The loop goes on if userspace unmaps shared_info each time.  So would
+	 * the fault handler if this wrote by userspace's address.
 	 */
 	do {
 		rc = kvm_xen_wait_shared_info(vcpu->kvm);

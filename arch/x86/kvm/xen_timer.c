@@ -211,7 +211,10 @@ void kvm_xen_clock_was_set(struct kvm *kvm)
 
 	kvm_for_each_vcpu(i, vcpu, kvm) {
 		if (READ_ONCE(vcpu->arch.xen.timer_running)) {
-			/* In this order, as the vCPU may restart it at once. */
+			/*
+			 * First: once timer_restart is set, the vCPU may start
+			 * the timer by the new clock.
+			 */
 			hrtimer_cancel(&vcpu->arch.xen.timer);
 			WRITE_ONCE(vcpu->arch.xen.timer_restart, true);
 			kvm_make_request_and_kick(KVM_REQ_UNBLOCK, vcpu);
@@ -243,34 +246,26 @@ void kvm_xen_get_timer(struct kvm_vcpu *vcpu, struct kvm_xen_vcpu_attr *data)
 	struct kvm_vcpu_xen *vx = &vcpu->arch.xen;
 
 	/*
-	 * Ensure a consistent snapshot of state is captured, with the timer
-	 * either being set, or its event being in shared_info.  If the event
-	 * cannot be raised for now, report the timer as set, so that the
-	 * destination raises it.  Purely as an optimisation, there is no need
-	 * to cancel a timer that isn't set.
+	 * Report a consistent state: either the timer as set, or its event in
+	 * shared_info.  If the event can't be raised for now, report the timer
+	 * as set, so that the destination raises it.
+	 *
+	 * A timer that is reported may expire at once, and the destination
+	 * raises the event again.  That's fine, as the guest won't have had a
+	 * chance to run and handle it. Asserting an already pending event
+	 * channel is idempotent.
 	 */
 	if (READ_ONCE(vx->timer_restart))
 		kvm_xen_restart_timer(vcpu);
-	if (smp_load_acquire(&vx->timer_running))		/* K, matches J */
-		hrtimer_cancel(&vx->timer);
-	kvm_xen_inject_pending_events(vcpu);
-	if (!READ_ONCE(vx->timer_running) && !kvm_xen_is_deferred(vcpu, vx->timer_virq))
-		vx->timer_expires = 0;
+	if (!smp_load_acquire(&vx->timer_running)) {		/* K, matches J */
+		kvm_xen_inject_pending_events(vcpu);
+		if (!kvm_xen_is_deferred(vcpu, vx->timer_virq))
+			vx->timer_expires = 0;
+	}
 
 	data->u.timer.port = vx->timer_virq;
 	data->u.timer.priority = KVM_IRQ_ROUTING_XEN_EVTCHN_PRIO_2LEVEL;
 	data->u.timer.expires_ns = vx->timer_expires;
-
-	/*
-	 * The hrtimer may trigger and raise the IRQ immediately,
-	 * while the returned state causes it to be set up and
-	 * raised again on the destination system after migration.
-	 * That's fine, as the guest won't even have had a chance
-	 * to run and handle the interrupt. Asserting an already
-	 * pending event channel is idempotent.
-	 */
-	if (READ_ONCE(vx->timer_running))
-		hrtimer_start_expires(&vx->timer, HRTIMER_MODE_ABS_HARD);
 }
 
 void kvm_xen_init_vcpu_timer(struct kvm_vcpu *vcpu)

@@ -6,11 +6,10 @@
  * A VMM whose guest memory is a memfd has Xen's shared_info mapped by KVM,
  * forks a child and exits.  The child waits for that, makes KVM raise an event,
  * and looks into the memfd.  If the page was punched out of the memfd before,
- * KVM would write to free memory; only KASAN tells.
+ * KVM would write to free memory, which KASAN reports.
  *
- * A VMM's memory can also be taken away before it has exited, by
- * process_mrelease(), as the OOM reaper does it: that does not wait for
- * anything, MMU notifiers included.
+ * process_mrelease() takes a VMM's memory away before it has exited, as the OOM
+ * reaper does.  The reaper doesn't allow MMU notifiers to block.
  */
 #include <fcntl.h>
 #include <sched.h>
@@ -75,27 +74,25 @@ static bool is_pending(struct vmm *v, u32 port)
 	return xen_is_pending(addr_gpa2hva(v->vm, SHINFO_GPA), port);
 }
 
-static void vmm_create(struct vmm *v)
+static void vmm_create(struct vmm *v, enum vm_mem_backing_src_type src)
 {
 	v->vm = vm_create_with_one_vcpu(&v->vcpu, guest_code);
-	vm_userspace_mem_region_add(v->vm, VM_MEM_SRC_SHMEM, XEN_REGION_GPA,
-				    XEN_REGION_SLOT, 2, 0);
+	vm_userspace_mem_region_add(v->vm, src, XEN_REGION_GPA, XEN_REGION_SLOT, 2, 0);
 	xen_enable(v->vm);
 	xen_set_shared_info(v->vm, SHINFO_GPA);
 	xen_set_vcpu_info(v->vcpu, VCPU_INFO_GPA);
 	v->irqfd = xen_irqfd(v->vcpu, IRQFD_GSI, IRQFD_PORT);
+
+	/* The irqfd works as long as the VMM lives. */
+	TEST_ASSERT_EQ(eventfd_write(v->irqfd, 1), 0);
+	TEST_ASSERT(is_pending(v, IRQFD_PORT), "No event by irqfd");
 }
 
-/*
- * Drop all that keeps the VM alive; whatever KVM is doing for it ends before.
- */
-static void child_close_vm(struct vmm *v)
+static void clear_pending(struct vmm *v, u32 port)
 {
-	munmap(v->vcpu->run, ioctl(v->vm->kvm_fd, KVM_GET_VCPU_MMAP_SIZE, NULL));
-	close(v->vcpu->stats.fd);
-	close(v->vcpu->fd);
-	close(v->vm->stats.fd);
-	close(v->vm->fd);
+	struct xen_shared_info *shinfo = addr_gpa2hva(v->vm, SHINFO_GPA);
+
+	WRITE_ONCE(shinfo->evtchn_pending[port / 64], 0);
 }
 
 static enum outcome child_signal_irqfd(struct vmm *v)
@@ -110,7 +107,8 @@ static enum outcome child_signal_irqfd(struct vmm *v)
 	}
 
 	TEST_ASSERT_EQ(eventfd_write(v->irqfd, 1), 0);
-	child_close_vm(v);
+	/* Destroying the VM waits for the irqfd's worker. */
+	kvm_vm_release(v->vm);
 	return !v->punch_hole && is_pending(v, IRQFD_PORT) ? WRITTEN : NOT_WRITTEN;
 }
 
@@ -126,7 +124,7 @@ static enum outcome child_await_timer(struct vmm *v)
 	if (now_ns() >= v->expires)
 		return TOO_LATE;
 
-	/* One timer each for KVM and the child; give KVM's the head start. */
+	/* Wait until one second after KVM's timer has expired. */
 	when.it_value.tv_sec++;
 	TEST_ASSERT_EQ(timerfd_settime(fd, TFD_TIMER_ABSTIME, &when, NULL), 0);
 	TEST_ASSERT_EQ(read(fd, &count, sizeof(count)), sizeof(count));
@@ -160,7 +158,8 @@ static enum outcome run_vmm(u64 timer_ns, bool punch_hole)
 		close(result[0]);
 		v.result = result[1];
 		TEST_ASSERT_EQ(pipe(v.alive), 0);
-		vmm_create(&v);
+		vmm_create(&v, VM_MEM_SRC_SHMEM);
+		clear_pending(&v, IRQFD_PORT);
 		if (timer_ns) {
 			vm_ioctl(v.vm, KVM_GET_CLOCK, &clock);
 			v.expires = now_ns() + timer_ns;
@@ -185,8 +184,8 @@ TEST(irqfd_after_exit)
 }
 
 /*
- * KASAN does not see the write if the page has a new owner already: try some
- * more.
+ * For KASAN, which doesn't report the write if the page has a new owner by
+ * then.  So do it a few times.
  */
 TEST(irqfd_after_exit_and_free)
 {
@@ -229,16 +228,8 @@ static void vmm_to_be_reaped(int ready)
 	ballast = kvm_mmap(BALLAST, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
 	memset(ballast, 1, BALLAST);
 
-	/* Of private memory: that is what the reaper takes away. */
-	v.vm = vm_create_with_one_vcpu(&v.vcpu, guest_code);
-	vm_userspace_mem_region_add(v.vm, VM_MEM_SRC_ANONYMOUS, XEN_REGION_GPA,
-				    XEN_REGION_SLOT, 2, 0);
-	xen_enable(v.vm);
-	xen_set_shared_info(v.vm, SHINFO_GPA);
-	xen_set_vcpu_info(v.vcpu, VCPU_INFO_GPA);
-	v.irqfd = xen_irqfd(v.vcpu, IRQFD_GSI, IRQFD_PORT);
-	TEST_ASSERT_EQ(eventfd_write(v.irqfd, 1), 0);
-	TEST_ASSERT(is_pending(&v, IRQFD_PORT), "No event by irqfd");
+	/* The reaper takes private memory away. */
+	vmm_create(&v, VM_MEM_SRC_ANONYMOUS);
 
 	pid = fork();
 	if (!pid)
@@ -248,8 +239,8 @@ static void vmm_to_be_reaped(int ready)
 		pause();
 }
 
-/* Let it run on this CPU, and only when no other task wants to. */
-static void hold_up(pid_t pid)
+/* Have the process run on this CPU, and only if no other task wants to. */
+static void slow_down(pid_t pid)
 {
 	struct sched_param param = {};
 	cpu_set_t cpu;
@@ -280,11 +271,11 @@ static bool reap_vmm(void)
 
 	pidfd = syscall(__NR_pidfd_open, vmm, 0);
 	TEST_ASSERT(pidfd >= 0, "pidfd_open: errno %d", errno);
-	hold_up(vmm);
+	slow_down(vmm);
 	kill(vmm, SIGKILL);
 	/*
-	 * Not while an irqfd's worker uses the VMM's memory, nor when it is
-	 * gone.
+	 * EINVAL while an irqfd's worker uses the mm, ESRCH if the mm has been
+	 * destroyed.
 	 */
 	do {
 		ret = syscall(__NR_process_mrelease, pidfd, 0) ? errno : 0;
@@ -300,8 +291,8 @@ static bool reap_vmm(void)
 }
 
 /*
- * KVM must not use what was reaped, nor keep the reaper; KASAN and lockdep
- * tell.
+ * KVM must neither access reaped pages, which KASAN reports, nor block the
+ * reaper, which lockdep reports.
  */
 TEST(irqfd_while_reaped)
 {

@@ -55,16 +55,18 @@ TEST_F(gpc_memory, reclaim_of_clean_page)
 	shinfo = addr_gpa2hva(self->vm, SHINFO_GPA);
 
 	/*
-	 * Reclaim starts from a page that is not there, whatever wrote it
-	 * before.
+	 * Neither the new page nor its PTE, which is writable, is dirty.  The
+	 * page is on this CPU's list of new pages, which reclaim drains.
 	 */
+	pin_self_to_any_cpu();
 	TEST_ASSERT_EQ(madvise(shinfo, PAGE_SIZE, MADV_REMOVE), 0);
 	TEST_ASSERT_EQ(READ_ONCE(shinfo->evtchn_pending[0]), 0);
 
 	xen_set_shared_info(self->vm, SHINFO_GPA);
 	xen_evtchn_send(self->vcpu, PORT);
 	TEST_ASSERT_EQ(madvise(shinfo, PAGE_SIZE, MADV_PAGEOUT), 0);
-	TH_LOG("The page is %s memory", is_resident(shinfo) ? "still in" : "out of");
+	if (is_resident(shinfo))
+		SKIP(return, "The page wasn't reclaimed");
 
 	pending = READ_ONCE(shinfo->evtchn_pending[PORT / 64]);
 	EXPECT_EQ(pending, BIT_ULL(PORT % 64));

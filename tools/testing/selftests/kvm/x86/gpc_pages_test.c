@@ -483,7 +483,10 @@ TEST_F(gpc_pages, runstate_grows)
 	fill(self->vm, gpa, LEN_64);
 	set_current(self->vcpu, RUNSTATE_running);
 	EXPECT_EQ(state_at(self->vm, gpa), RUNSTATE_running);
-	/* The last byte of the times, which no vCPU spends that long in. */
+	/*
+	 * The top byte of the last time is 0: no vCPU spends 2^56 ns in a
+	 * state.
+	 */
 	EXPECT_EQ(READ_ONCE(*byte_at(self->vm, gpa + LEN_64 - 1)), 0);
 	EXPECT_EQ(READ_ONCE(*byte_at(self->vm, gpa + LEN_64)), UNTOUCHED);
 }
@@ -1026,7 +1029,8 @@ static void replace_page(struct kvm_vm *vm, u64 gpa)
 }
 
 /*
- * The old area works on each time.  Return how many of them the new one needs.
+ * The old area has to be usable after each failure.  Return how many
+ * allocations the new area needs.
  */
 static int fail_activation(struct __test_metadata *_metadata, struct kvm_vm *vm,
 			   struct kvm_vcpu *vcpu, u64 new, bool fault_in)

@@ -768,15 +768,22 @@ static void *reader_thread(void *cpu)
 		.it_interval.tv_nsec = TIMER_NS,
 		.it_value.tv_nsec = TIMER_NS,
 	};
-	int timer = timerfd_create(CLOCK_MONOTONIC, 0);
+	int timer = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK);
+	u64 nr;
 
-	/* The timer's interrupts come in the middle of read sections, too. */
+	/*
+	 * The timer's interrupts come in the middle of read sections, too.  It
+	 * goes on when it is read.
+	 */
 	pin_self_to_cpu((long)cpu);
 	TEST_ASSERT(timer >= 0, "timerfd_create(): errno %d", errno);
 	TEST_ASSERT_EQ(timerfd_settime(timer, 0, &often, NULL), 0);
 	pthread_barrier_wait(&barrier);
-	while (!READ_ONCE(other_is_over))
+	while (!READ_ONCE(other_is_over)) {
 		send_event(0);
+		TEST_ASSERT(read(timer, &nr, sizeof(nr)) == sizeof(nr) || errno == EAGAIN,
+			    "read(timerfd): errno %d", errno);
+	}
 	close(timer);
 	return NULL;
 }

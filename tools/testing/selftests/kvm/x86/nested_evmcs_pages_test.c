@@ -254,7 +254,7 @@ static void expect_exit(struct kvm_vcpu *vcpu, struct hv_enlightened_vmcs *evmcs
 	TEST_ASSERT_EQ(run_to_l1(vcpu), EXIT_REASON_VMCALL);
 	TEST_ASSERT_EQ(evmcs->vm_exit_reason, EXIT_REASON_VMCALL);
 
-	/* And it is the one that the next entry is by. */
+	/* VMRESUME reads the same page. */
 	run_to_entry(vcpu);
 	evmcs->guest_rip = (u64)l2_code_elsewhere;
 	TEST_ASSERT_EQ(run(vcpu), IN_L2_ELSEWHERE);
@@ -529,7 +529,7 @@ static void expect_change_in_l2(struct __test_metadata *_metadata, struct kvm_vc
 	EXPECT_EQ(run_to_l2(vcpu), 0x2000);
 }
 
-/* The group was dirty for the entry already, as VMLAUNCH is by all fields. */
+/* VMLAUNCH reads all groups, so this one was dirty for the entry. */
 TEST_F(nested_evmcs_pages, clean_fields_changed_after_launch)
 {
 	start_l2_with_cr0(_metadata, self->vcpu, self->evmcs);
@@ -705,7 +705,10 @@ TEST_F(nested_evmcs_pages, signal_at_entry)
 	EXPECT_EQ(run(self->vcpu), IN_L2);
 }
 
-/* The first entry, for which L1 accesses the eVMCS last before it. */
+/*
+ * VMLAUNCH is the first entry: L1 has accessed the eVMCS before it exits to the
+ * VMM.
+ */
 TEST_F(nested_evmcs_pages, signal_at_first_entry)
 {
 	vcpu_arch_set_entry_point(self->vcpu, l1_code_called_before_launch);
@@ -714,13 +717,12 @@ TEST_F(nested_evmcs_pages, signal_at_first_entry)
 	EXPECT_EQ(run(self->vcpu), IN_L2);
 }
 
-/* State that is saved in L2, and restored in a VM without that memslot. */
-static struct kvm_vcpu *restore_in_l2(struct kvm_vcpu *vcpu)
+/* Save the state, and restore it in a VM without that memslot. */
+static struct kvm_vcpu *restore(struct kvm_vcpu *vcpu)
 {
 	struct kvm_vm *vm = vcpu->vm;
 	struct kvm_x86_state *state;
 
-	start_l2(vcpu);
 	state = vcpu_save_state(vcpu);
 	kvm_vm_release(vm);
 
@@ -730,6 +732,29 @@ static struct kvm_vcpu *restore_in_l2(struct kvm_vcpu *vcpu)
 	vcpu_load_state(vcpu, state);
 	kvm_x86_state_cleanup(state);
 	return vcpu;
+}
+
+static struct kvm_vcpu *restore_in_l2(struct kvm_vcpu *vcpu)
+{
+	start_l2(vcpu);
+	return restore(vcpu);
+}
+
+/* Restored state can be saved again while the eVMCS has no memory. */
+TEST_F(nested_evmcs_pages, saved_again_in_l1)
+{
+	start_l2(self->vcpu);
+	EXPECT_EQ(run_to_l1(self->vcpu), EXIT_REASON_VMCALL);
+	self->vcpu = restore(self->vcpu);
+	self->vcpu = restore(self->vcpu);
+	expect_no_memory(self->vcpu);
+	self->vcpu = restore(self->vcpu);
+	set_slot(self->vm, 0, self->mem);
+
+	run_to_entry(self->vcpu);
+	EXPECT_EQ(self->evmcs->guest_cr4, self->evmcs->host_cr4);
+	EXPECT_EQ(run(self->vcpu), IN_L2);
+	EXPECT_EQ(run_to_l1(self->vcpu), EXIT_REASON_VMCALL);
 }
 
 TEST_F(nested_evmcs_pages, saved_in_l2)

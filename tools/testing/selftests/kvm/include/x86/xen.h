@@ -65,7 +65,7 @@ enum {
 	RUNSTATE_offline,
 };
 
-/* At any address. */
+/* The guest may place it at any address. */
 struct xen_runstate {
 	u32 state;
 	u32 pad;
@@ -93,8 +93,8 @@ struct xen_singleshot_timer {
 };
 
 /*
- * KVM does what is pending for a vCPU between two entries: this exit does not
- * go to userspace, so another entry follows.
+ * KVM handles this VM exit itself, and processes what is pending for the vCPU
+ * before it enters the guest again.
  */
 static inline void xen_guest_exit(void)
 {
@@ -116,9 +116,7 @@ static inline u64 xen_guest_send(u32 port)
 	return __xen_hypercall(__HYPERVISOR_event_channel_op, EVTCHNOP_send, &port);
 }
 
-/*
- * Until PORT is pending or, if TIMEOUT is not 0, the guest's clock shows that.
- */
+/* Block until PORT is pending or until the time TIMEOUT, if that isn't 0. */
 static inline u64 xen_guest_poll(u32 port, u64 timeout)
 {
 	struct xen_sched_poll poll = {
