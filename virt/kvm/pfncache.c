@@ -289,7 +289,7 @@ static __always_inline void *gpc_enter(struct gfn_to_pfn_cache *gpc)
 	smp_mb();					/* A, matches B */
 	khva = smp_load_acquire(&gpc->khva);		/* F, matches E */
 	if (khva) {
-		lock_acquire(&gpc_lockdep_map, 0, 1, 2, 1, NULL, _THIS_IP_);
+		lock_map_acquire_tryread(&gpc_lockdep_map);
 		return khva;
 	}
 
@@ -307,7 +307,7 @@ static __always_inline void gpc_leave(struct gfn_to_pfn_cache *gpc)
 	if (WARN_ON_ONCE(readers->held[readers->nr] != gpc))
 		return;
 
-	lock_release(&gpc_lockdep_map, _THIS_IP_);
+	lock_map_release(&gpc_lockdep_map);
 
 	gpc_pop(readers);
 	preempt_enable();
