@@ -124,6 +124,11 @@ void kvm_xen_start_timer(struct kvm_vcpu *vcpu, u64 guest_abs,
 	/* Avoid races with the old timer firing. */
 	hrtimer_cancel(&vcpu->arch.xen.timer);
 
+	/*
+	 * Before the clock is read below.  KVM_SET_CLOCK looks for timers that
+	 * run after it has set the clock, so if it doesn't find this one, the
+	 * new clock is read.
+	 */
 	smp_store_mb(vcpu->arch.xen.timer_running, true);	/* C, matches D */
 
 	/*
@@ -207,7 +212,8 @@ void kvm_xen_clock_was_set(struct kvm *kvm)
 	struct kvm_vcpu *vcpu;
 	unsigned long i;
 
-	smp_mb();					/* D, matches C */
+	/* The clock was set before this looks for timers and polls. */
+	smp_mb();					/* D, matches C and H */
 
 	kvm_for_each_vcpu(i, vcpu, kvm) {
 		if (READ_ONCE(vcpu->arch.xen.timer_running)) {
@@ -252,7 +258,7 @@ void kvm_xen_get_timer(struct kvm_vcpu *vcpu, struct kvm_xen_vcpu_attr *data)
 	 *
 	 * A timer that is reported may expire at once, and the destination
 	 * raises the event again.  That's fine, as the guest won't have had a
-	 * chance to run and handle it. Asserting an already pending event
+	 * chance to run and handle it.  Asserting an already pending event
 	 * channel is idempotent.
 	 */
 	if (READ_ONCE(vx->timer_restart))
