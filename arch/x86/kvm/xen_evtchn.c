@@ -753,7 +753,7 @@ static void kvm_xen_poll(struct kvm_vcpu *vcpu, const evtchn_port_t *ports, int 
 	set_bit(vcpu->vcpu_idx, xen->poll_mask);
 
 	atomic_inc(&xen->nr_pollers);
-	smp_mb__after_atomic();					/* H, matches I and D */
+	smp_mb__after_atomic();				/* H, matches I and D */
 
 	kvm_xen_raise_all_deferred_events(vcpu->kvm);
 	if (!kvm_xen_any_pending(vcpu->kvm, ports, nr_ports)) {
