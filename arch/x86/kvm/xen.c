@@ -77,7 +77,7 @@ int kvm_xen_hvm_set_attr(struct kvm *kvm, struct kvm_xen_hvm_attr *data)
 			r = -EINVAL;
 		else {
 			mutex_lock(&kvm->arch.xen.xen_lock);
-			kvm->arch.xen.upcall_vector = data->u.vector;
+			WRITE_ONCE(kvm->arch.xen.upcall_vector, data->u.vector);
 			mutex_unlock(&kvm->arch.xen.xen_lock);
 
 			/* vCPUs ignored events while there was no vector. */
@@ -963,7 +963,7 @@ void kvm_xen_destroy_vcpu(struct kvm_vcpu *vcpu)
 	kvm_gpc_deactivate(&vcpu->arch.xen.vcpu_info_cache);
 	kvm_gpc_deactivate(&vcpu->arch.xen.vcpu_time_info_cache);
 
-	timer_delete_sync(&vcpu->arch.xen.poll_timer);
+	hrtimer_cancel(&vcpu->arch.xen.poll_timer);
 }
 
 void kvm_xen_init_vm(struct kvm *kvm)

@@ -14,7 +14,7 @@
  * deactivate; its registration here, under xen_lock; if it has a clock,
  * kvm_xen_setup_guest_pvclock() and kvm_xen_get_guest_pvclock(); if its length
  * depends on the mode, a check of kvm_gpc_len() inside the read section, as
- * runstate has it; attributes in xen.c; api.rst; and a test in xen_area_test.
+ * runstate has it; attributes in xen.c; api.rst; and a selftest.
  */
 #include "x86.h"
 #include "xen.h"
@@ -161,8 +161,8 @@ static void kvm_xen_put_wall_clock(void *khva, bool long_mode, u64 wall_nsec)
 }
 
 /*
- * Do nothing if shared_info isn't mapped; the wall clock is written when it is
- * activated.
+ * Called when shared_info has been mapped.  If userspace has taken the memory
+ * away by now, or a signal ends the wait for it, the wall clock isn't written.
  */
 static void kvm_xen_write_wall_clock(struct kvm *kvm)
 {

@@ -10,7 +10,10 @@
 
 #include "xen_layout.h"
 
-/* xen_area.c; setters and kvm_xen_use_default_vcpu_info() under xen_lock. */
+/*
+ * xen_area.c; setters and kvm_xen_use_default_vcpu_info() under xen_lock, but
+ * for kvm_xen_set_shared_info(), which takes it.
+ */
 int kvm_xen_area_error(int r);
 int kvm_xen_set_long_mode(struct kvm *kvm, bool long_mode);
 int kvm_xen_set_shared_info(struct kvm *kvm, struct kvm_xen_hvm_attr *data);

@@ -12,7 +12,7 @@
  * deferred events of all vCPUs.
  *
  * kvm_xen_raise_port() and kvm_xen_defer_event() may be called in any context
- * and take no lock of KVM's but deferred_lock.
+ * but NMI, and take no lock of KVM's but deferred_lock.
  *
  * Barriers: A and B, attempts to deliver, see kvm_xen_wake_vcpu(); D and E, the
  * move of vcpu_info, see kvm_xen_vcpu_info(); F and G, an upcall and the local
@@ -673,16 +673,16 @@ static bool kvm_xen_any_pending(struct kvm *kvm, const evtchn_port_t *ports, int
 	return ret;
 }
 
-/*
- * The guest's timeout is a time of its clock, in ns, not a length of time.
- * nsecs_to_jiffies() rounds down, hence one more: not before that time.
- */
-static unsigned long kvm_xen_poll_expires(struct kvm_vcpu *vcpu, u64 timeout)
+/* @timeout is absolute, in ns of the guest's clock. */
+static void kvm_xen_start_poll_timer(struct kvm_vcpu *vcpu, u64 timeout)
 {
 	s64 kernel_now;
 	u64 now = kvm_xen_guest_now(vcpu, &kernel_now);
+	u64 delta = timeout > now ? timeout - now : 0;
 
-	return jiffies + (timeout > now ? nsecs_to_jiffies(timeout - now) + 1 : 0);
+	hrtimer_start(&vcpu->arch.xen.poll_timer,
+		      ktime_add_safe(kernel_now, min_t(u64, delta, KTIME_MAX)),
+		      HRTIMER_MODE_ABS_HARD);
 }
 
 static int kvm_xen_read_sched_poll(struct kvm_vcpu *vcpu, bool longmode, u64 param,
@@ -760,13 +760,12 @@ static void kvm_xen_poll(struct kvm_vcpu *vcpu, const evtchn_port_t *ports, int 
 		kvm_set_mp_state(vcpu, KVM_MP_STATE_HALTED);
 
 		if (timeout)
-			mod_timer(&vcpu->arch.xen.poll_timer,
-				  kvm_xen_poll_expires(vcpu, timeout));
+			kvm_xen_start_poll_timer(vcpu, timeout);
 
 		kvm_xen_halt(vcpu);
 
 		if (timeout)
-			timer_delete(&vcpu->arch.xen.poll_timer);
+			hrtimer_cancel(&vcpu->arch.xen.poll_timer);
 
 		kvm_set_mp_state(vcpu, KVM_MP_STATE_RUNNABLE);
 	}
@@ -834,18 +833,21 @@ bool kvm_xen_schedop_poll(struct kvm_vcpu *vcpu, bool longmode, u64 param, u64 *
 	return true;
 }
 
-static void cancel_evtchn_poll(struct timer_list *t)
+static enum hrtimer_restart cancel_evtchn_poll(struct hrtimer *timer)
 {
-	struct kvm_vcpu *vcpu = timer_container_of(vcpu, t,
-						   arch.xen.poll_timer);
+	struct kvm_vcpu *vcpu = container_of(timer, struct kvm_vcpu,
+					     arch.xen.poll_timer);
 
 	kvm_make_request(KVM_REQ_UNBLOCK, vcpu);
 	kvm_vcpu_kick(vcpu);
+
+	return HRTIMER_NORESTART;
 }
 
 void kvm_xen_init_vcpu_events(struct kvm_vcpu *vcpu)
 {
 	vcpu->arch.xen.poll_evtchn = 0;
 	raw_spin_lock_init(&vcpu->arch.xen.deferred_lock);
-	timer_setup(&vcpu->arch.xen.poll_timer, cancel_evtchn_poll, 0);
+	hrtimer_setup(&vcpu->arch.xen.poll_timer, cancel_evtchn_poll, CLOCK_MONOTONIC,
+		      HRTIMER_MODE_ABS_HARD);
 }

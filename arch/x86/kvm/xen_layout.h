@@ -73,6 +73,8 @@ static_assert(offsetof(struct shared_info, wc_sec_hi) == 0xc0c);
 
 static_assert(offsetof(struct vcpu_info, evtchn_upcall_pending) ==
 	      offsetof(struct compat_vcpu_info, evtchn_upcall_pending));
+static_assert(sizeof_field(struct vcpu_info, evtchn_upcall_pending) == sizeof(u8));
+static_assert(sizeof_field(struct compat_vcpu_info, evtchn_upcall_pending) == sizeof(u8));
 static_assert(sizeof(struct vcpu_info) == sizeof(struct compat_vcpu_info));
 static_assert(offsetof(struct vcpu_info, time) == offsetof(struct compat_vcpu_info, time));
 

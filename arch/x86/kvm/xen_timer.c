@@ -100,8 +100,8 @@ static enum hrtimer_restart xen_timer_callback(struct hrtimer *timer)
 
 	/*
 	 * Without a shared_info, there may be one by the time that the vCPU
-	 * runs.  If there is one by now, its registration may have woken the
-	 * vCPU too early.
+	 * runs.  If it was registered since the attempt, the vCPU may have been
+	 * woken before timer_restart was set, so wake it again.
 	 */
 	if (!kvm_xen_raise_timer(vcpu)) {
 		smp_store_mb(vx->timer_restart, true);		/* matches B */
@@ -115,8 +115,7 @@ static enum hrtimer_restart xen_timer_callback(struct hrtimer *timer)
 	return HRTIMER_NORESTART;
 }
 
-void kvm_xen_start_timer(struct kvm_vcpu *vcpu, u64 guest_abs,
-				bool linux_wa)
+void kvm_xen_start_timer(struct kvm_vcpu *vcpu, u64 guest_abs, bool linux_wa)
 {
 	s64 kernel_now, delta;
 	u64 guest_now;
@@ -250,6 +249,7 @@ int kvm_xen_set_timer(struct kvm_vcpu *vcpu, struct kvm_xen_vcpu_attr *data)
 void kvm_xen_get_timer(struct kvm_vcpu *vcpu, struct kvm_xen_vcpu_attr *data)
 {
 	struct kvm_vcpu_xen *vx = &vcpu->arch.xen;
+	bool running = smp_load_acquire(&vx->timer_running);	/* K, matches J */
 
 	/*
 	 * Report a consistent state: either the timer as set, or its event in
@@ -263,11 +263,9 @@ void kvm_xen_get_timer(struct kvm_vcpu *vcpu, struct kvm_xen_vcpu_attr *data)
 	 */
 	if (READ_ONCE(vx->timer_restart))
 		kvm_xen_restart_timer(vcpu);
-	if (!smp_load_acquire(&vx->timer_running)) {		/* K, matches J */
-		kvm_xen_inject_pending_events(vcpu);
-		if (!kvm_xen_is_deferred(vcpu, vx->timer_virq))
-			vx->timer_expires = 0;
-	}
+	kvm_xen_inject_pending_events(vcpu);
+	if (!running && !kvm_xen_is_deferred(vcpu, vx->timer_virq))
+		vx->timer_expires = 0;
 
 	data->u.timer.port = vx->timer_virq;
 	data->u.timer.priority = KVM_IRQ_ROUTING_XEN_EVTCHN_PRIO_2LEVEL;

@@ -264,8 +264,8 @@ static void halt(struct __test_metadata *_metadata, struct kvm_vcpu *vcpu, struc
 	xen_set_upcall_vector(vcpu->vm, UPCALL_VECTOR);
 	TEST_ASSERT_EQ(pthread_create(&h->thread, NULL, run_to_done, h), 0);
 	/* The thread's id is known once the vCPU has run. */
-	while (!vcpu_get_stat(vcpu, halt_exits) ||
-	       (!has_slept(h->tid) && vcpu_get_stat(vcpu, halt_exits) < MANY_HALTS))
+	while (!vcpu_get_stat(vcpu, blocking) &&
+	       vcpu_get_stat(vcpu, halt_exits) < MANY_HALTS)
 		sched_yield();
 	EXPECT_LT(vcpu_get_stat(vcpu, halt_exits), MANY_HALTS)
 		TH_LOG("An event that has nowhere to go keeps the vCPU from sleeping");

@@ -111,6 +111,7 @@ static struct shared {
 	u32 strict[MAX_VCPUS];
 	u32 nested[MAX_VCPUS];
 	u32 upcalls[MAX_VCPUS];
+	bool upcalled[MAX_VCPUS];
 	u32 sent[NR_WORDS];
 	u32 seen[NR_WORDS];
 } *sh;
@@ -141,6 +142,7 @@ static void guest_upcall(struct ex_regs *regs)
 
 	/* There are no more events than ports until some are consumed. */
 	GUEST_ASSERT(guest_sh->upcalls[id]++ < NR_WORDS);
+	WRITE_ONCE(guest_sh->upcalled[id], true);
 	WRITE_ONCE(vi->evtchn_upcall_pending, 0);
 }
 
@@ -409,8 +411,8 @@ static void guest_code(struct shared *shared, u32 id, void *nested_pages)
 		guest_check_clock(VCPU_INFO(id) + offsetof(struct xen_vcpu_info, time),
 				  &seen.clocks[2], resync, strict);
 		guest_check_l2(&l1, id, resync);
-		shared->upcalls[id] = 0;
-		asm volatile("sti; nop; cli");
+		WRITE_ONCE(shared->upcalls[id], 0);
+		sti_nop_cli();
 		guest_consume(id, resync);
 		if (shared->nested[id])
 			guest_enter_l2(&l1, id);
@@ -451,7 +453,7 @@ static int gmem_fd = -1;
  * The memory.  No thread may map anything elsewhere while the others run, as
  * that could come to lie where pages were taken away.
  */
-static char *area, *pool, *away, *decoys, *recycled, *twin;
+static char *area, *pool, *away, *decoys, *recycled, *not_recycled, *twin;
 static int memfd, frames[NR_FRAMES];
 static char poison[PAGE_SIZE], snapshot[MAX_HOT * PAGE_SIZE], twin_copy[PAGE_SIZE];
 static bool twin_merged;
@@ -893,14 +895,15 @@ static bool do_pageout(struct kvm_random_state *rng)
 
 static bool do_move_pages(struct kvm_random_state *rng)
 {
-	int nodes[MAX_HOT], status[MAX_HOT], p, nr = 0;
+	int nodes[MAX_HOT], status[MAX_HOT] = {}, p, nr = 0;
 	void *pages[MAX_HOT];
 
 	for (p = 0; p < nr_hot; p++) {
 		pages[p] = area + p * PAGE_SIZE;
 		nodes[p] = kvm_random_bool(rng);
 	}
-	syscall(__NR_move_pages, 0, nr_hot, pages, nodes, status, MPOL_MF_MOVE);
+	if (syscall(__NR_move_pages, 0, nr_hot, pages, nodes, status, MPOL_MF_MOVE) < 0)
+		return false;
 	for (p = 0; p < nr_hot; p++)
 		nr += status[p] == nodes[p];
 	return nr;
@@ -942,13 +945,16 @@ static bool do_fork(struct kvm_random_state *rng)
  */
 static bool do_ksm(struct kvm_random_state *rng)
 {
+	bool was_on = read_file("/sys/kernel/mm/ksm/run") == 1;
 	long end;
 	int i;
+
+	if (!write_file("/sys/kernel/mm/ksm/run", "1"))
+		return false;
 
 	pthread_mutex_lock(&area_lock);
 	pthread_rwlock_wrlock(&slot_lock);
 	madvise(area, PAGE_SIZE, MADV_MERGEABLE);
-	write_file("/sys/kernel/mm/ksm/run", "1");
 	end = read_file("/sys/kernel/mm/ksm/full_scans") + 16;
 	twin_merged = false;
 	for (i = 0; i < 1000 && !twin_merged; i++) {
@@ -960,9 +966,10 @@ static bool do_ksm(struct kvm_random_state *rng)
 		usleep(1000);
 		if (read_file("/sys/kernel/mm/ksm/full_scans") > end)
 			break;
-		twin_merged = read_file("/sys/kernel/mm/ksm/pages_sharing") > 0;
+		twin_merged = read_file("/proc/self/ksm_merging_pages") > 0;
 	}
-	write_file("/sys/kernel/mm/ksm/run", "0");
+	if (!was_on)
+		write_file("/sys/kernel/mm/ksm/run", "0");
 	pthread_rwlock_unlock(&slot_lock);
 	pthread_mutex_unlock(&area_lock);
 	return twin_merged;
@@ -1096,12 +1103,17 @@ static void disturb(int by, struct kvm_random_state *rng)
 /* Get back what was freed, and see that it is not written to. */
 static void recycle(void)
 {
+	char *old = recycled;
 	int p;
 
 	for (p = 0; p < NR_RECYCLED; p++)
-		check_poison(recycled + p * PAGE_SIZE, "page that was free");
-	kvm_madvise(recycled, NR_RECYCLED * PAGE_SIZE, MADV_DONTNEED);
+		check_poison(old + p * PAGE_SIZE, "page that was free");
+
+	/* Free the old pages last, or they would be the new ones. */
+	recycled = not_recycled;
+	not_recycled = old;
 	memset(recycled, POISON, NR_RECYCLED * PAGE_SIZE);
+	kvm_madvise(old, NR_RECYCLED * PAGE_SIZE, MADV_DONTNEED);
 }
 
 /*
@@ -1169,7 +1181,8 @@ static void create_memory(void)
 		map(area, AREA_SIZE, anon, -1, 0);
 	map(decoys, AREA_SIZE, anon, -1, 0);
 	map(pool, AREA_SIZE, MAP_SHARED, memfd, 0);
-	recycled = kvm_mmap(NR_RECYCLED * PAGE_SIZE, PROT_READ | PROT_WRITE, anon, -1);
+	recycled = kvm_mmap(2 * NR_RECYCLED * PAGE_SIZE, PROT_READ | PROT_WRITE, anon, -1);
+	not_recycled = recycled + NR_RECYCLED * PAGE_SIZE;
 	twin = kvm_mmap(PAGE_SIZE, PROT_READ | PROT_WRITE, anon, -1);
 	madvise(twin, PAGE_SIZE, MADV_MERGEABLE);
 	twin_merged = false;
@@ -1426,11 +1439,11 @@ static void run_vm(int nr)
 	memset(strict_passes, 0, sizeof(strict_passes));
 	pthread_barrier_init(&barrier, NULL, NR_DISTURBERS + 1);
 	for (i = 0; i < nr_vcpus; i++)
-		pthread_create(&threads[nr_threads++], NULL, vcpu_thread, (void *)(long)i);
-	pthread_create(&threads[nr_threads++], NULL, sender_thread, NULL);
-	pthread_create(&threads[nr_threads++], NULL, idle_thread, NULL);
+		kvm_pthread_create(&threads[nr_threads++], NULL, vcpu_thread, (void *)(long)i);
+	kvm_pthread_create(&threads[nr_threads++], NULL, sender_thread, NULL);
+	kvm_pthread_create(&threads[nr_threads++], NULL, idle_thread, NULL);
 	for (i = 0; i < NR_DISTURBERS; i++)
-		pthread_create(&threads[nr_threads++], NULL, disturber_thread, (void *)(long)i);
+		kvm_pthread_create(&threads[nr_threads++], NULL, disturber_thread, (void *)(long)i);
 
 	for (i = 0; i < nr; i++)
 		run_round(i);
@@ -1440,6 +1453,8 @@ static void run_vm(int nr)
 	pthread_barrier_wait(&barrier);
 	while (nr_threads)
 		pthread_join(threads[--nr_threads], NULL);
+	for (i = 0; i < nr_vcpus; i++)
+		TEST_ASSERT(sh->upcalled[i], "vCPU %d got no upcall", i);
 	for (w = 1; w < WORD(nr_vcpus, 0, 0); w++)
 		events[(w - 1) / NR_PORTS % NR_SOURCES] += sh->seen[w];
 	kvm_vm_free(vm);

@@ -274,6 +274,41 @@ TEST_F(xen_evtchn, line_before_reset)
 	close(fd);
 }
 
+/* Userspace reads what it saves of a vCPU, a timer that runs among it. */
+static void read_deferred(struct __test_metadata *_metadata, struct kvm_vcpu *vcpu, u16 type)
+{
+	struct kvm_xen_vcpu_attr attr = { .type = type };
+	struct kvm_vm *vm = vcpu->vm;
+	struct kvm_clock_data clock;
+	int fd = xen_irqfd(vcpu, EVTCHN_GSI, EVTCHN_PORT);
+
+	xen_set_shared_info(vm, SHINFO_GPA);
+	vm_ioctl(vm, KVM_GET_CLOCK, &clock);
+	xen_set_timer(vcpu, OTHER_PORT, clock.clock + 3600 * NSEC_PER_SEC);
+	set_reach(vm, SHINFO_GPA, false);
+	TEST_ASSERT_EQ(eventfd_write(fd, 1), 0);
+	/* The event goes to a worker; deassigning the irqfd waits for it. */
+	kvm_deassign_irqfd(vm, EVTCHN_GSI, fd);
+	close(fd);
+	set_reach(vm, SHINFO_GPA, true);
+	EXPECT_FALSE(event_is_pending(vm));
+
+	vcpu_ioctl(vcpu, KVM_XEN_VCPU_GET_ATTR, &attr);
+	EXPECT_TRUE(event_is_pending(vm))
+		TH_LOG("The event isn't saved");
+	EXPECT_NE(xen_timer_expires(vcpu), 0);
+}
+
+TEST_F(xen_evtchn, irqfd_then_timer_read)
+{
+	read_deferred(_metadata, self->vcpu, KVM_XEN_VCPU_ATTR_TYPE_TIMER);
+}
+
+TEST_F(xen_evtchn, irqfd_then_vcpu_info_read)
+{
+	read_deferred(_metadata, self->vcpu, KVM_XEN_VCPU_ATTR_TYPE_VCPU_INFO);
+}
+
 struct irqfd {
 	struct kvm_vm *vm;
 	int fd;

@@ -61,7 +61,7 @@ static void guest_poll_with_timer(void)
 {
 	x2apic_enable();
 	x2apic_write_reg(APIC_TDCR, TIMER_DIV_1);
-	x2apic_write_reg(APIC_LVTT, TIMER_VECTOR);
+	x2apic_write_reg(APIC_LVTT, TIMER_VECTOR | APIC_LVT_TIMER_PERIODIC);
 	x2apic_write_reg(APIC_TMICT, TIMER_COUNT);
 	sti();
 	guest_poll();
@@ -116,6 +116,7 @@ static void start(struct kvm_vcpu *vcpu, pthread_t *thread)
 	TEST_ASSERT_EQ(pthread_create(thread, NULL, run_vcpu, vcpu), 0);
 }
 
+/* The case's time limit ends the wait for a vCPU that doesn't block. */
 static void start_and_block(struct kvm_vcpu *vcpu, pthread_t *thread)
 {
 	start(vcpu, thread);
@@ -316,7 +317,7 @@ TEST_F(xen_poll, timeout)
 		TH_LOG("The poll did not time out");
 	expect_poll_returned(_metadata, self->vcpu);
 
-	/* Nor less than it asked for. */
+	/* The poll must not end before its timeout. */
 	vm_ioctl(self->vm, KVM_GET_CLOCK, &clock);
 	EXPECT_GE(clock.clock, timeout_ns);
 }
@@ -333,7 +334,7 @@ TEST_F(xen_poll, memslots_change_meanwhile)
 	EXPECT_TRUE(in_time)
 		TH_LOG("A guest that polls holds up the VM's memslots");
 
-	/* That is what lets the memslot in if polling held it up. */
+	/* End the poll, and the memslot update if it waits for the poll. */
 	xen_evtchn_send(self->vcpu, PORT);
 	if (!in_time)
 		pthread_join(adder, NULL);
@@ -369,10 +370,9 @@ static void guest_owner(void)
 
 /*
  * An event is deferred for its vCPU, the owner, while shared_info's page is
- * missing.  Another vCPU polls for the event, takes it to deliver it, and waits
- * for the page.  The owner runs meanwhile, has nothing to deliver, and halts.
- * If the poller does not get the page, the event must wake the owner once the
- * page is back.
+ * missing.  Another vCPU polls for the event, and waits for the page to deliver
+ * it.  The owner waits behind it.  If the poller does not get the page, the
+ * event must wake the owner once the page is back.
  */
 FIXTURE(xen_poll_owner) {
 	struct kvm_vcpu *poller;

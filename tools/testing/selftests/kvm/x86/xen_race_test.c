@@ -14,7 +14,6 @@
 #include <pthread.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
-#include <sys/sysinfo.h>
 #include <time.h>
 
 #include <asm/barrier.h>
@@ -39,11 +38,10 @@
 #define MOMENT_NS	3000
 /* Where the CPUs do run at the same time, more than one look is of use. */
 #define LOOKS		64
-/*
- * Each of them finds any instruction of the other thread's about ten times or
- * more.
- */
+/* With QEMU's -icount, so many end at each instruction about ten times. */
 #define MOMENTS		20000
+/* Of a test case; on a slow machine, a moment may last for milliseconds. */
+#define TIMEOUT_SECONDS	120
 #define MODE_CHANGES	300
 #define DROPS		200
 #define POLLS		2000
@@ -54,8 +52,7 @@
  * Of CPUs that are emulated in turn, the first one is first when a timer has
  * expired.
  */
-#define SLEEPY_CPU	0
-#define BUSY_CPU	1
+static int sleepy_cpu, busy_cpu;
 
 /* A poll that takes that long does not end any more. */
 #define LIMIT_NS	(20 * NSEC_PER_SEC)
@@ -77,8 +74,8 @@ struct race {
 	 */
 	unsigned long seq;
 	/*
-	 * Times that something was seen half done, and that it must not be seen
-	 * so.
+	 * How often an update was seen under way, and how often an inconsistent
+	 * state was seen.
 	 */
 	unsigned long half_done;
 	unsigned long bad;
@@ -115,8 +112,8 @@ FIXTURE_TEARDOWN(xen_race)
 static void start(struct race *r, void *(*function)(void *), bool main_sleeps)
 {
 	kvm_pthread_create(&r->thread, NULL, function, r);
-	pin_task_to_cpu(r->thread, main_sleeps ? BUSY_CPU : SLEEPY_CPU);
-	pin_self_to_cpu(main_sleeps ? SLEEPY_CPU : BUSY_CPU);
+	pin_task_to_cpu(r->thread, main_sleeps ? busy_cpu : sleepy_cpu);
+	pin_self_to_cpu(main_sleeps ? sleepy_cpu : busy_cpu);
 }
 
 static void stop(struct race *r)
@@ -148,16 +145,25 @@ static bool another_moment(struct race *r)
 	return !READ_ONCE(r->stop);
 }
 
+/* If no update was seen under way, the test says nothing of their order. */
+static void expect_seen(struct __test_metadata *_metadata, struct race *r)
+{
+	ASSERT_EQ(r->bad, 0);
+	if (!r->half_done)
+		SKIP(return, "No update was seen under way");
+}
+
 static void look_at_upcall(struct race *r)
 {
 	unsigned long seq = smp_load_acquire(&r->seq);
+	u64 sel_before = smp_load_acquire(&r->vi->evtchn_pending_sel);
 	u8 upcall = smp_load_acquire(&r->vi->evtchn_upcall_pending);
 	u64 sel = smp_load_acquire(&r->vi->evtchn_pending_sel);
 
 	if (seq % 2 || READ_ONCE(r->seq) != seq)
 		return;
 
-	r->half_done += sel && !upcall;
+	r->half_done += sel_before && !upcall;
 	r->bad += upcall && !sel;
 }
 
@@ -177,7 +183,7 @@ static void *look_at_upcalls(void *arg)
  * The guest clears upcall_pending, then looks at the selectors: they are set by
  * then.
  */
-TEST_F(xen_race, selector_before_upcall)
+TEST_F_TIMEOUT(xen_race, selector_before_upcall, TIMEOUT_SECONDS)
 {
 	struct race *r = &self->r;
 
@@ -193,8 +199,7 @@ TEST_F(xen_race, selector_before_upcall)
 	stop(r);
 
 	TH_LOG("%lu events, %lu half done", r->seq / 2, r->half_done);
-	EXPECT_EQ(r->bad, 0);
-	EXPECT_LT(0, r->half_done);
+	expect_seen(_metadata, r);
 }
 
 struct wall_clock {
@@ -264,7 +269,7 @@ static void write_wall_clock(struct race *r, int which)
 	wall_clocks_written[wc->version / 2 % WALL_CLOCKS] = *wc;
 }
 
-TEST_F(xen_race, wall_clock)
+TEST_F_TIMEOUT(xen_race, wall_clock, TIMEOUT_SECONDS)
 {
 	struct race *r = &self->r;
 	int times = 0, seen = 0, i;
@@ -290,9 +295,8 @@ TEST_F(xen_race, wall_clock)
 	free(wall_clocks_seen);
 
 	TH_LOG("%d times, %d of them seen, %lu half done", times, seen, r->half_done);
-	EXPECT_EQ(r->bad, 0);
-	EXPECT_LT(0, seen);
-	EXPECT_LT(0, r->half_done);
+	ASSERT_LT(0, seen);
+	expect_seen(_metadata, r);
 }
 
 #define RUNSTATE_UPDATE	BIT_ULL(63)
@@ -323,7 +327,7 @@ static void *look_at_runstates(void *arg)
 }
 
 /* It adds up but while it is being written. */
-TEST_F(xen_race, runstate)
+TEST_F_TIMEOUT(xen_race, runstate, TIMEOUT_SECONDS)
 {
 	struct race *r = &self->r;
 	struct kvm_xen_hvm_attr flag = {
@@ -348,11 +352,10 @@ TEST_F(xen_race, runstate)
 	stop(r);
 
 	TH_LOG("%d states, %lu half done", i, r->half_done);
-	EXPECT_EQ(r->bad, 0);
-	EXPECT_LT(0, r->half_done);
+	expect_seen(_metadata, r);
 }
 
-static unsigned long events;
+static unsigned long events, refused;
 
 static void *send_high_port(void *arg)
 {
@@ -365,8 +368,10 @@ static void *send_high_port(void *arg)
 			WRITE_ONCE(r->vi->evtchn_pending_sel, 0);
 			WRITE_ONCE(r->shinfo->evtchn_pending[HIGH_WORD], 0);
 		}
-		if (__vm_ioctl(r->vm, KVM_XEN_HVM_EVTCHN_SEND, &e))
+		if (__vm_ioctl(r->vm, KVM_XEN_HVM_EVTCHN_SEND, &e)) {
 			TEST_ASSERT_EQ(errno, EINVAL);
+			refused++;
+		}
 		WRITE_ONCE(events, events + 1);
 	}
 	return NULL;
@@ -382,7 +387,7 @@ static void await_event(void)
 }
 
 /* When the mode has changed, no event is delivered by the old one any more. */
-TEST_F(xen_race, mode_is_left)
+TEST_F_TIMEOUT(xen_race, mode_is_left, TIMEOUT_SECONDS)
 {
 	struct race *r = &self->r;
 	int i;
@@ -406,8 +411,10 @@ TEST_F(xen_race, mode_is_left)
 	}
 	stop(r);
 
-	TH_LOG("%lu events", events);
+	TH_LOG("%lu events, %lu of them refused", events, refused);
 	EXPECT_EQ(r->bad, 0);
+	EXPECT_LT(0, refused);
+	EXPECT_LT(refused, events);
 }
 
 /* A GSI for each word of ports. */
@@ -453,7 +460,7 @@ static void protect_shared_info(struct race *r, int prot)
 }
 
 /* Events that wait for shared_info, each in a word of its own, are not lost. */
-TEST_F(xen_race, deferred)
+TEST_F_TIMEOUT(xen_race, deferred, TIMEOUT_SECONDS)
 {
 	struct race *r = &self->r;
 	struct kvm_irq_level irq = { .level = 1 };
@@ -497,7 +504,7 @@ static void *send_deferred(void *arg)
  * An event for one shared_info, even if it is deferred, isn't raised in the
  * next.
  */
-TEST_F(xen_race, dropped)
+TEST_F_TIMEOUT(xen_race, dropped, TIMEOUT_SECONDS)
 {
 	struct race *r = &self->r;
 	struct kvm_xen_hvm_attr none = {
@@ -544,7 +551,7 @@ static void guest_poll(void)
 	while (!READ_ONCE(gs->stop)) {
 		WRITE_ONCE(gs->round, gs->round + 1);
 		while (!xen_is_pending(shinfo, PORT))
-			xen_guest_poll(PORT, 0);
+			GUEST_ASSERT(!xen_guest_poll(PORT, 0));
 		WRITE_ONCE(shinfo->evtchn_pending[PORT / 64], 0);
 	}
 	GUEST_DONE();
@@ -575,7 +582,7 @@ static bool has_begun(struct guest_state *gs, u64 round)
  * An event that comes when the guest begins to poll ends the poll, masked as it
  * is.
  */
-TEST_F(xen_race, poll)
+TEST_F_TIMEOUT(xen_race, poll, TIMEOUT_SECONDS)
 {
 	struct race *r = &self->r;
 	struct guest_state *gs = addr_gva2hva(r->vm, (gva_t)&guest_state);
@@ -598,10 +605,23 @@ TEST_F(xen_race, poll)
 	stop(r);
 }
 
+static bool has_two_cpus(void)
+{
+	cpu_set_t cpus;
+
+	TEST_ASSERT_EQ(sched_getaffinity(0, sizeof(cpus), &cpus), 0);
+	while (sleepy_cpu < CPU_SETSIZE && !CPU_ISSET(sleepy_cpu, &cpus))
+		sleepy_cpu++;
+	for (busy_cpu = sleepy_cpu + 1; busy_cpu < CPU_SETSIZE; busy_cpu++)
+		if (CPU_ISSET(busy_cpu, &cpus))
+			return true;
+	return false;
+}
+
 int main(int argc, char *argv[])
 {
 	TEST_REQUIRE(xen_has_evtchn_send());
-	TEST_REQUIRE(get_nprocs() > 1);
+	TEST_REQUIRE(has_two_cpus());
 	/* Threads inherit it; the default is longer than a moment. */
 	TEST_ASSERT_EQ(prctl(PR_SET_TIMERSLACK, 1), 0);
 

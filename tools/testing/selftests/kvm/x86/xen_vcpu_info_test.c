@@ -161,7 +161,9 @@ TEST_F(xen_vcpu_info, mode_changes)
 	memset(vi, 0, sizeof(*vi));
 	xen_set_vcpu_info(self->vcpu, INFO_PAGE_GPA);
 	TEST_ASSERT_EQ(pthread_create(&thread, NULL, flip_mode, self->vm), 0);
-	for (i = 0; i < MODE_ROUNDS || READ_ONCE(mode_changes) < MODE_CHANGES; i++) {
+	/* Until events were both sent and refused. */
+	for (i = 0; i < MODE_ROUNDS || READ_ONCE(mode_changes) < MODE_CHANGES ||
+	     !delivered || delivered == i; i++) {
 		bool sent = !__vm_ioctl(self->vm, KVM_XEN_HVM_EVTCHN_SEND, &e);
 
 		ASSERT_TRUE(sent || errno == EINVAL);
@@ -183,8 +185,6 @@ TEST_F(xen_vcpu_info, mode_changes)
 	pthread_join(thread, NULL);
 	TH_LOG("%u of %u events were sent in 64-bit mode, which changed %u times", delivered, i,
 	       mode_changes);
-	EXPECT_GT(delivered, 0);
-	EXPECT_GT(i, delivered);
 }
 
 int main(int argc, char *argv[])

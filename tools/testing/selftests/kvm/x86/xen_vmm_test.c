@@ -352,11 +352,12 @@ TEST_F(xen_vmm, access_is_denied_for_a_while)
 /* The page moves from one node to another at least once. */
 TEST_F(xen_vmm, page_is_moved)
 {
-	int node, status, moved = 0;
+	int node, status = -1, moved = 0;
 
 	start(_metadata, &self->vmm);
 	for (node = 0; node < 2; node++) {
-		if (syscall(__NR_move_pages, 0, 1, &self->vmm.shinfo, &node, &status, MPOL_MF_MOVE))
+		if (syscall(__NR_move_pages, 0, 1, &self->vmm.shinfo, &node, &status,
+			    MPOL_MF_MOVE) < 0)
 			SKIP(return, "move_pages(): %s", strerror(errno));
 		moved += status == node;
 		expect_all_is_well(_metadata, &self->vmm);
