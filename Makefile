@@ -18,7 +18,7 @@ RUNFLAGS = $(if $(FILTER),--filter '$(FILTER)') $(if $(V),-v) $(if $(JUNIT),--ju
 	   $(if $(TIMEOUT),--timeout $(TIMEOUT))
 
 .PHONY: help run check check-series check-posting check-long test list lint selftest tree export \
-	postings post churn kernel base-test bench litmus each static planted deps clean distclean
+	postings post churn kernel base-test bench cross litmus each static planted deps clean distclean
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/\1|\2/p' Makefile | \
@@ -90,6 +90,9 @@ each: ## every patch builds on its own: gcc and clang, =y and =m, i386, ...; POS
 static: ## sparse, W=1, kernel-doc and htmldocs: nothing new against the base
 	@$(H)/deps all; $(H)/tree; $(H)/tree base; $(H)/static
 
+cross: ## KVM of the other architectures, on base and series: nothing that the base had not; ARCHS='ppc64 arm64 ...'
+	@$(H)/deps all; $(H)/tree; $(H)/cross
+
 bench: ## base and series side by side: instructions, and time on two CPUs
 	@set -e; $(H)/deps all; $(H)/tree; $(H)/tree base; \
 	for t in series base; do $(H)/kernel $$t default; $(H)/image $$t default; done; \
@@ -105,7 +108,7 @@ deps: ## install what the harness needs (root or sudo)
 	@$(H)/deps
 
 clean: ## remove what was built, but not the work tree
-	rm -rf build/series-* build/base build/posting build/post build/results build/each build/static \
+	rm -rf build/series-* build/base build/posting build/post build/results build/each build/static build/cross \
 		build/planted
 
 distclean: ## remove build/ whole; work in build/linux that was not exported is lost
