@@ -2397,6 +2397,18 @@ static void gpc_test_guest_use_second_invalidation_waits(struct kunit *test)
 	gpc_test_expect_waits(test, gpc_test_invalidate_second);
 }
 
+static void gpc_test_invalidate_second_nonblock(struct gpc_test *t)
+{
+	non_block_start();
+	gpc_test_invalidate_second(t);
+	non_block_end();
+}
+
+static void gpc_test_guest_use_second_invalidation_waits_nonblock(struct kunit *test)
+{
+	gpc_test_expect_waits(test, gpc_test_invalidate_second_nonblock);
+}
+
 /* Both vCPUs use the page, and one of them isn't in guest mode. */
 static void gpc_test_guest_use_two_vcpus(struct kunit *test)
 {
@@ -2548,6 +2560,7 @@ static struct kunit_case gpc_test_cases[] = {
 	KUNIT_CASE(gpc_test_guest_use_becomes_private),
 #endif
 	KUNIT_CASE(gpc_test_guest_use_second_invalidation_waits),
+	KUNIT_CASE(gpc_test_guest_use_second_invalidation_waits_nonblock),
 	KUNIT_CASE(gpc_test_guest_use_two_vcpus),
 	KUNIT_CASE(gpc_test_guest_use_exiting_still_waits),
 	KUNIT_CASE(gpc_test_guest_use_not_used_no_kick),
