@@ -2093,16 +2093,22 @@ static void gpc_test_guest_use_retired_warns(struct kunit *test)
 }
 
 /* The page is marked dirty, be the area mapped or not. */
+static void gpc_test_init_logged(struct kunit *test)
+{
+	struct gpc_test *t = test->priv;
+
+	gpc_test_init_vcpu(test);
+	t->slot.flags = KVM_MEM_LOG_DIRTY_PAGES;
+	t->slot.dirty_bitmap = &t->dirty_bitmap;
+	atomic_set(&t->kvm->nr_memslots_dirty_logging, 1);
+}
+
 static void gpc_test_guest_use_dirty_after_invalidation(struct kunit *test)
 {
 	struct gpc_test *t = test->priv;
 	unsigned long *bitmap = &t->dirty_bitmap;
 
-	gpc_test_init_vcpu(test);
-	t->slot.flags = KVM_MEM_LOG_DIRTY_PAGES;
-	t->slot.dirty_bitmap = bitmap;
-	atomic_set(&t->kvm->nr_memslots_dirty_logging, 1);
-
+	gpc_test_init_logged(test);
 	gpc_test_mark_used_dirty(t);
 	KUNIT_ASSERT_EQ(test, gpc_test_use_at(t, GPC_GPA + PAGE_SIZE, GPC_LEN), 0);
 	KUNIT_EXPECT_EQ(test, *bitmap, 0);
@@ -2116,8 +2122,21 @@ static void gpc_test_guest_use_dirty_after_invalidation(struct kunit *test)
 	gpc_test_mark_used_dirty(t);
 	KUNIT_EXPECT_EQ(test, *bitmap, BIT(1));
 
-	/* Logging ends, and begins. */
 	*bitmap = 0;
+	kvm_gpc_unuse(&t->gpc);
+	gpc_test_mark_used_dirty(t);
+	KUNIT_EXPECT_EQ(test, *bitmap, 0);
+}
+
+static void gpc_test_guest_use_dirty_in_new_memslot(struct kunit *test)
+{
+	struct gpc_test *t = test->priv;
+	unsigned long *bitmap = &t->dirty_bitmap;
+
+	gpc_test_init_logged(test);
+	KUNIT_ASSERT_EQ(test, gpc_test_use_at(t, GPC_GPA + PAGE_SIZE, GPC_LEN), 0);
+
+	/* Logging ends, and begins. */
 	t->slot.flags = 0;
 	gpc_test_set_memslot(t, true);
 	gpc_test_mark_used_dirty(t);
@@ -2130,11 +2149,6 @@ static void gpc_test_guest_use_dirty_after_invalidation(struct kunit *test)
 	/* The memslot has been deleted. */
 	*bitmap = 0;
 	gpc_test_set_memslot(t, false);
-	gpc_test_mark_used_dirty(t);
-	KUNIT_EXPECT_EQ(test, *bitmap, 0);
-
-	gpc_test_set_memslot(t, true);
-	kvm_gpc_unuse(&t->gpc);
 	gpc_test_mark_used_dirty(t);
 	KUNIT_EXPECT_EQ(test, *bitmap, 0);
 }
@@ -2550,6 +2564,7 @@ static struct kunit_case gpc_test_cases[] = {
 	KUNIT_CASE(gpc_test_guest_use_no_action_warns),
 	KUNIT_CASE(gpc_test_guest_use_retired_warns),
 	KUNIT_CASE(gpc_test_guest_use_dirty_after_invalidation),
+	KUNIT_CASE(gpc_test_guest_use_dirty_in_new_memslot),
 	KUNIT_CASE(gpc_test_guest_use_memslot_is_moving),
 	KUNIT_CASE(gpc_test_guest_use_kicks),
 	KUNIT_CASE(gpc_test_guest_use_waits),
