@@ -2092,7 +2092,6 @@ static void gpc_test_guest_use_retired_warns(struct kunit *test)
 	}
 }
 
-/* The page is marked dirty, be the area mapped or not. */
 static void gpc_test_init_logged(struct kunit *test)
 {
 	struct gpc_test *t = test->priv;
@@ -2103,6 +2102,7 @@ static void gpc_test_init_logged(struct kunit *test)
 	atomic_set(&t->kvm->nr_memslots_dirty_logging, 1);
 }
 
+/* The page is marked dirty, be the area mapped or not. */
 static void gpc_test_guest_use_dirty_after_invalidation(struct kunit *test)
 {
 	struct gpc_test *t = test->priv;
@@ -2128,6 +2128,7 @@ static void gpc_test_guest_use_dirty_after_invalidation(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, *bitmap, 0);
 }
 
+/* ... by the memslot that there is by then. */
 static void gpc_test_guest_use_dirty_in_new_memslot(struct kunit *test)
 {
 	struct gpc_test *t = test->priv;

@@ -260,6 +260,9 @@ void kvm_xen_get_timer(struct kvm_vcpu *vcpu, struct kvm_xen_vcpu_attr *data)
 	 * raises the event again.  That's fine, as the guest won't have had a
 	 * chance to run and handle it.  Asserting an already pending event
 	 * channel is idempotent.
+	 *
+	 * timer_running was read first: a timer that isn't running has raised
+	 * its event or set timer_restart.
 	 */
 	if (READ_ONCE(vx->timer_restart))
 		kvm_xen_restart_timer(vcpu);

@@ -224,34 +224,15 @@ TEST_F(gpc_memslot, vcpu_not_started_timer)
 struct halted {
 	struct kvm_vcpu *vcpu;
 	pthread_t thread;
-	pid_t tid;
 };
 
 static void *run_to_done(void *arg)
 {
 	struct halted *h = arg;
 
-	WRITE_ONCE(h->tid, gettid());
 	vcpu_run(h->vcpu);
 	TEST_ASSERT_EQ(get_ucall(h->vcpu, NULL), UCALL_DONE);
 	return NULL;
-}
-
-/* Whether the thread is asleep, or was. */
-static bool has_slept(pid_t tid)
-{
-	unsigned long count = 0;
-	char line[128];
-	FILE *f;
-
-	sprintf(line, "/proc/self/task/%d/status", tid);
-	f = fopen(line, "r");
-	TEST_ASSERT(f, "%s: %s", line, strerror(errno));
-	while (fgets(line, sizeof(line), f) &&
-	       sscanf(line, "voluntary_ctxt_switches: %lu", &count) != 1)
-		;
-	fclose(f);
-	return count;
 }
 
 /* A vCPU that does not sleep comes back to HLT again and again. */
@@ -263,7 +244,6 @@ static void halt(struct __test_metadata *_metadata, struct kvm_vcpu *vcpu, struc
 	vcpu_arch_set_entry_point(vcpu, guest_halt);
 	xen_set_upcall_vector(vcpu->vm, UPCALL_VECTOR);
 	TEST_ASSERT_EQ(pthread_create(&h->thread, NULL, run_to_done, h), 0);
-	/* The thread's id is known once the vCPU has run. */
 	while (!vcpu_get_stat(vcpu, blocking) &&
 	       vcpu_get_stat(vcpu, halt_exits) < MANY_HALTS)
 		sched_yield();
