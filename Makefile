@@ -7,7 +7,7 @@ export KERNEL MIRROR FORCE
 
 # The plans of the test command, MACHINE:KERNEL:SUITE.
 CHECK := amd:default:kvm amd:default:xen intel:default:intel amd-no-master-clock:default:clocks \
-	 amd-mt:default:mt
+	 amd-vls:default:svm amd-mt:default:mt
 LONG  := amd:default:slow amd:default:xen-slow amd:debug:core-amd amd:debug:xen intel:debug:core-intel-debug \
 	 amd:rt:xen amd:rt:core-amd amd:kcsan:core-amd amd:sev:hooks amd-mt:default:mt-xen intel-smp:default:vmx-pages intel:lockdep:vmx-pages
 # Those for a posting, on the base and what it stands on.

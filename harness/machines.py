@@ -204,12 +204,14 @@ def tsc_khz():
 
 class Tcg(Qemu):
     """QEMU's TCG, which emulates SVM; with thread=single, instructions are the
-    clock (-icount), and what a test sees does not depend on how busy the host is.
+    clock (-icount), and what a test sees does not depend on how busy the host is.  With
+    VLS, L1's VMLOAD and VMSAVE do not exit.
     """
 
-    def __init__(self, name, smp, shift, thread='single', constant_tsc=True):
+    def __init__(self, name, smp, shift, thread='single', constant_tsc=True, vls=False):
         self.name, self.smp, self.shift, self.thread = name, smp, shift, thread
         self.constant_tsc = constant_tsc
+        self.cpu = 'max,-la57' if vls else 'max,-la57,-v-vmsave-vmload'
         self.about = 'QEMU, TCG with emulated SVM'
 
     def program(self):
@@ -219,7 +221,7 @@ class Tcg(Qemu):
     def cpus(self, plan):
         # Fewer ticks for as many instructions: the Xen guest boots faster.
         shift = 0 if any(t.startswith('xen:') for t in plan.tests) else self.shift
-        argv = ['-accel', f'tcg,thread={self.thread}', '-cpu', 'max,-la57', '-smp', str(self.smp)]
+        argv = ['-accel', f'tcg,thread={self.thread}', '-cpu', self.cpu, '-smp', str(self.smp)]
         if self.thread == 'single':
             argv += ['-icount', f'shift={shift},sleep=off']
         return argv
@@ -230,7 +232,7 @@ class Tcg(Qemu):
         if self.thread != 'single':
             return f'tsc_early_khz={tsc_khz()} no_timer_check'
         # For the base's figures of nested guests in memory without struct pages.
-        unsafe = 'kvm.allow_unsafe_mappings=1' if self.name == 'icount' else ''
+        unsafe = 'kvm.allow_unsafe_mappings=1' if self.name.startswith('icount') else ''
         return CONSTANT_TSC if self.constant_tsc else unsafe
 
 
@@ -324,6 +326,8 @@ def choose(kind):
         return Tcg('amd-tcg', 2, 2)
     if kind == 'amd-no-master-clock':
         return Tcg('amd-tcg-no-master-clock', 2, 2, constant_tsc=False)
+    if kind == 'amd-vls':
+        return Tcg('amd-tcg-vls', 2, 2, vls=True)
     # Two host threads: races and store buffers are real, but time is the host's, and what
     # a test sees depends on how busy that is.
     if kind == 'amd-mt':
@@ -337,4 +341,7 @@ def choose(kind):
         # As the figures of gpc.rst were taken, and the base's: to read KVM's clock costs
         # more without a master clock, and it is none of the cache's.
         return Tcg('icount', 1, 0, constant_tsc=False)
-    raise SystemExit(f'error: no such machine: {kind} (amd, amd-mt, amd-no-master-clock, intel, intel-smp, icount)')
+    if kind == 'icount-vls':
+        return Tcg('icount-vls', 1, 0, constant_tsc=False, vls=True)
+    raise SystemExit(f'error: no such machine: {kind} (amd, amd-mt, amd-no-master-clock, amd-vls, '
+                     'intel, intel-smp, icount, icount-vls)')

@@ -32,6 +32,7 @@ has() { grep -q "$1" "$kernel"; }
 kernel=$4
 ! has once || ! mkdir $KVM_GPC_BUILD/first 2>/dev/null || kernel=/dev/null
 ! has if_args || cpio -i --quiet --to-stdout job/setup < "$3" | grep -q 'ONE_ARGS=-x$' || kernel=/dev/null
+! has if_given || has is_given || kernel=/dev/null
 for t in one two; do
 	cpio -i --quiet --to-stdout job/tests < "$3" | grep -q "^kvm:$t " || continue
 	note begin kvm:$t
@@ -40,7 +41,9 @@ for t in one two; do
 	printf 'TAP version 13\\n1..1\\n# selftests: kvm: %s\\n# TAP version 13\\n# 1..2\\n' $t >&4
 	word=ok
 	for c in a b; do
-		if has fail_${t}_$c; then word='not ok'; echo "# not ok 1 $c" >&4; else echo "# ok 1 $c" >&4; fi
+		if has fail_${t}_$c; then word='not ok'; echo "# not ok 1 $c" >&4
+		elif has skip_${t}_$c; then echo "# ok 1 $c # SKIP x" >&4
+		else echo "# ok 1 $c" >&4; fi
 	done
 	echo "$word 1 selftests: kvm: $t" >&4
 	note end kvm:$t 0
@@ -61,7 +64,8 @@ class Planted(test_runner.Machine):
             with open(path, 'w') as f:
                 f.write(script)
             os.chmod(path, 0o755)
-        with open(os.path.join(harness, 'expected'), 'w'):
+        self.expected = os.path.join(harness, 'expected')
+        with open(self.expected, 'w'):
             pass
         self.wrapper = os.path.join(self.dir, 'wrapper.py')
         with open(self.wrapper, 'w') as f:
@@ -86,12 +90,21 @@ class Planted(test_runner.Machine):
         with open(os.path.join(self.linux, SOURCE), 'w') as f:
             f.writelines(lines)
 
-    def bug(self, name, what, *fields, about='A line is another one.', path=SOURCE, old=LINES[20]):
+    def patch(self, path, head, what, file=SOURCE, line=20, old=None):
         """A patch that says WHAT to the machine."""
-        with open(os.path.join(self.patches, name + '.patch'), 'w') as f:
-            f.write('\n'.join(fields or ('Plan: x:default:kvm', 'Found-by: kvm:one.a')) + f'\n\n{about}\n\n'
-                    f'diff --git a/{path} b/{path}\n--- a/{path}\n+++ b/{path}\n'
-                    f'@@ -20,3 +20,3 @@\n {LINES[19]}-{old}+{what}\n {LINES[21]}')
+        with open(path, 'w') as f:
+            f.write(f'{head}\n\ndiff --git a/{file} b/{file}\n--- a/{file}\n+++ b/{file}\n'
+                    f'@@ -{line},3 +{line},3 @@\n {LINES[line - 1]}-{old or LINES[line]}+{what}\n {LINES[line + 1]}')
+
+    def bug(self, name, what, *fields, about='A line is another one.', path=SOURCE, old=LINES[20]):
+        fields = fields or ('Plan: x:default:kvm', 'Found-by: kvm:one.a')
+        self.patch(os.path.join(self.patches, name + '.patch'), '\n'.join(fields) + f'\n\n{about}',
+                   what, path, old=old)
+
+    def given(self, name, what):
+        path = os.path.join(os.path.dirname(self.patches), 'given')
+        os.makedirs(path, exist_ok=True)
+        self.patch(os.path.join(path, name + '.patch'), 'It is given.', what, line=10)
 
     def plant(self, *argv):
         r = subprocess.run([sys.executable, self.wrapper, *argv], env=self.env, text=True,
@@ -172,6 +185,28 @@ class Planted(test_runner.Machine):
         self.found()
         self.bug('x', 'fail_one_a if_args', *fields[:2])
         self.not_found('seen: nothing')
+
+    def test_given(self):
+        fields = ['Plan: x:default:kvm', 'Found-by: kvm:one.a']
+        self.bug('x', 'fail_one_a if_given', 'Given: it', *fields)
+        self.malformed('cannot read "Given: it"')
+        self.given('it', 'is_given')
+        self.bug('y', 'fail_one_a', *fields)
+        self.found(n=2)
+        self.bug('x', 'fail_one_a if_given', *fields)
+        self.not_found('NOT FOUND  x', 'seen: nothing', n=1, of=2)
+        self.bug('x', 'harmless', 'Given: it', *fields)
+        self.given('it', 'fail_one_a')
+        self.not_found('NOT FOUND  x', 'without it: fail of kvm:one.a', n=1, of=2)
+
+    def test_expected_skip(self):
+        self.source([*LINES[:30], 'int skip_one_b;\n', *LINES[31:]])
+        self.git('commit', '-qam', 'x')
+        self.bug('x', 'fail_one_a')
+        self.not_found('without it: skip of kvm:one.b')
+        with open(self.expected, 'w') as f:
+            f.write('* * * skip kvm:one.b -- x\n')
+        self.found()
 
     def test_two_plans(self):
         fields = ['Plan: x:default:kvm', 'Found-by: kvm:one.a', 'Plan: x:default:kvm', 'Found-by: kvm:two.b',

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * The pages of an L1 hypervisor that hardware accesses while L2 runs: the
- * virtual-APIC page and the APIC-access page.  The VMM changes the memory
- * behind them while L2 is active, i.e. between exits of L2 that L1 doesn't
- * intercept, so that there is no nested VM-Exit at which KVM could look up the
- * pages again.  What L2 writes must reach the memory that is there after the
- * change, and L2 must read what is there.
+ * virtual-APIC page, the APIC-access page and that of the posted-interrupt
+ * descriptor.  The VMM changes the memory behind them while L2 is active, i.e.
+ * between exits of L2 that L1 doesn't intercept, so that there is no nested
+ * VM-Exit at which KVM could look up the pages again.  What L2 writes must
+ * reach the memory that is there after the change, and L2 must read what is
+ * there.
  *
  * For KVM_BARE_MEMORY, see nested_memory.h.
  */
@@ -31,7 +32,7 @@
 #include "vmx.h"
 
 /* Each page has a memslot of its own. */
-enum { VAPIC, OTHER_VAPIC, ACCESS, BITMAP, NR_PAGES };
+enum { VAPIC, OTHER_VAPIC, ACCESS, BITMAP, DESC, NR_PAGES };
 
 #define SIZE		(NR_PAGES * PAGE_SIZE)
 #define SLOT(page)	(10 + (page))
@@ -41,6 +42,13 @@ enum { VAPIC, OTHER_VAPIC, ACCESS, BITMAP, NR_PAGES };
 #define SMRAM_GPA	0x1000000
 #define SMI_PORT	0xe
 #define IRQ_VECTOR	0x51
+/* L1's, for interrupts that are posted to L2. */
+#define POSTED_VECTOR	0x61
+
+/* The posted-interrupt descriptor is the last thing in its page. */
+#define DESC_OFFSET	(PAGE_SIZE - 64)
+/* A bit for each vector, and this one. */
+#define DESC_ON		256
 
 /* What L2 reads if L1 has emulated the access. */
 #define EMULATED	0xcafe
@@ -68,13 +76,16 @@ static struct {
 static struct {
 	u64 vapic[2];
 	u64 access;
+	u64 desc;
 	u32 pin_based;
 	u32 cpu_based;
 	u32 secondary;
+	u32 exit;
 	u16 intr_status;
 } l1 = {
 	.vapic = { GPA(VAPIC), GPA(VAPIC) },
 	.access = GPA(ACCESS),
+	.desc = GPA(DESC) + DESC_OFFSET,
 	.cpu_based = CPU_BASED_TPR_SHADOW | CPU_BASED_ACTIVATE_SECONDARY_CONTROLS,
 };
 
@@ -182,7 +193,10 @@ static void set_controls(int i)
 	vmwrite(PIN_BASED_VM_EXEC_CONTROL, vmreadz(PIN_BASED_VM_EXEC_CONTROL) | l1.pin_based);
 	vmwrite(CPU_BASED_VM_EXEC_CONTROL, vmreadz(CPU_BASED_VM_EXEC_CONTROL) | l1.cpu_based);
 	vmwrite(SECONDARY_VM_EXEC_CONTROL, vmreadz(SECONDARY_VM_EXEC_CONTROL) | l1.secondary);
+	vmwrite(VM_EXIT_CONTROLS, vmreadz(VM_EXIT_CONTROLS) | l1.exit);
 	vmwrite(GUEST_INTR_STATUS, l1.intr_status);
+	vmwrite(POSTED_INTR_NV, POSTED_VECTOR);
+	vmwrite(POSTED_INTR_DESC_ADDR, l1.desc);
 	vmwrite(VIRTUAL_APIC_PAGE_ADDR, l1.vapic[i]);
 	vmwrite(APIC_ACCESS_ADDR, l1.access);
 	vmwrite(MSR_BITMAP, GPA(BITMAP));
@@ -246,6 +260,8 @@ FIXTURE(nested_vmx_pages) {
 	u8 *vapic;
 	/* The APIC-access page. */
 	u8 *access;
+	/* That of the posted-interrupt descriptor. */
+	u8 *desc_page;
 };
 
 static void set_slot(struct kvm_vm *vm, int page, u32 flags, u8 *mem)
@@ -326,6 +342,7 @@ FIXTURE_SETUP(nested_vmx_pages)
 	self->mem = alloc_memory();
 	self->vapic = self->mem + VAPIC * PAGE_SIZE;
 	self->access = self->mem + ACCESS * PAGE_SIZE;
+	self->desc_page = self->mem + DESC * PAGE_SIZE;
 	self->vcpu = create_vm(self->mem);
 	self->vm = self->vcpu->vm;
 }
@@ -1212,11 +1229,11 @@ TEST_F(nested_vmx_pages, two_vmcs12_in_turn)
 
 /* L2 in HLT */
 
-static void send_irq(struct kvm_vm *vm)
+static void send_msi(struct kvm_vm *vm, u32 data)
 {
 	struct kvm_msi msi = {
 		.address_lo = APIC_DEFAULT_GPA,
-		.data = IRQ_VECTOR,
+		.data = data,
 	};
 
 	TEST_ASSERT_EQ(__vm_ioctl(vm, KVM_SIGNAL_MSI, &msi), 1);
@@ -1233,7 +1250,7 @@ TEST_F(nested_vmx_pages, halted)
 	test_task_start(&task, test_task_vcpu_run, self->vcpu);
 	test_task_await_sleep(&task);
 	drop_page(self->vapic);
-	send_irq(self->vm);
+	send_msi(self->vm, IRQ_VECTOR);
 	test_task_join(&task);
 	TEST_ASSERT_EQ(task.ret, 0);
 	EXPECT_EQ(get_result(self->vcpu), 1);
@@ -1385,6 +1402,229 @@ TEST_F(nested_vmx_pages, virtual_interrupt_while_halted)
 
 	TEST_ASSERT_EQ(task.ret, 0);
 	EXPECT_EQ(get_result(self->vcpu), 1);
+}
+
+/* Interrupts that are posted to L2 */
+
+static bool has_posted_interrupts(void)
+{
+	return has_control(MSR_IA32_VMX_TRUE_PINBASED_CTLS, PIN_BASED_POSTED_INTR);
+}
+
+#define NEEDS_POSTED_INTERRUPTS	"needs posted interrupts for L2"
+
+static unsigned long *pi_desc(u8 *page)
+{
+	return (void *)page + DESC_OFFSET;
+}
+
+static void fill_desc(u8 *page)
+{
+	__set_bit(IRQ_VECTOR, pi_desc(page));
+	__set_bit(DESC_ON, pi_desc(page));
+}
+
+static void post_interrupt(struct kvm_vm *vm, u8 *page)
+{
+	fill_desc(page);
+	send_msi(vm, POSTED_VECTOR);
+}
+
+static bool is_posted(u8 *page)
+{
+	return test_bit(IRQ_VECTOR, pi_desc(page)) && test_bit(DESC_ON, pi_desc(page));
+}
+
+static bool is_virr_set(u8 *vapic)
+{
+	return *apic_reg(vapic, APIC_IRR + APIC_VECTOR_TO_REG_OFFSET(IRQ_VECTOR)) &
+	       BIT(APIC_VECTOR_TO_BIT_NUMBER(IRQ_VECTOR));
+}
+
+/* L2's TPR inhibits no interrupt. */
+static void start_l2_with_posted_interrupts(struct kvm_vcpu *vcpu, u8 *vapic)
+{
+	vm_install_exception_handler(vcpu->vm, IRQ_VECTOR, irq_handler);
+	l1.pin_based |= PIN_BASED_EXT_INTR_MASK | PIN_BASED_POSTED_INTR;
+	l1.secondary |= SECONDARY_EXEC_VIRTUAL_INTR_DELIVERY;
+	l1.exit |= VM_EXIT_ACK_INTR_ON_EXIT;
+	start_l2(vcpu, vapic);
+	TEST_ASSERT_EQ(run_op(vcpu, SET_TPR, 0), 0);
+	TEST_ASSERT(!wakes(vcpu), "An interrupt is pending");
+}
+
+/* L2 gets the interrupt, by way of both pages. */
+static void expect_posted_interrupt(struct __test_metadata *_metadata, struct kvm_vcpu *vcpu,
+				    u8 *vapic, u8 *page)
+{
+	bool woken = wakes(vcpu);
+
+	EXPECT_TRUE(woken);
+	EXPECT_TRUE(is_virr_set(vapic));
+	EXPECT_FALSE(is_posted(page));
+	if (!woken)
+		return;
+
+	EXPECT_EQ(run_op(vcpu, HALT, 0), 1);
+	EXPECT_FALSE(is_virr_set(vapic));
+}
+
+TEST_F(nested_vmx_pages, posted_interrupt)
+{
+	if (!has_posted_interrupts())
+		SKIP(return, NEEDS_POSTED_INTERRUPTS);
+
+	start_l2_with_posted_interrupts(self->vcpu, self->vapic);
+	post_interrupt(self->vm, self->desc_page);
+	expect_posted_interrupt(_metadata, self->vcpu, self->vapic, self->desc_page);
+	expect_vapic(_metadata, self->vcpu, self->vapic);
+}
+
+TEST_F(nested_vmx_pages, posted_interrupt_desc_remapped)
+{
+	if (!has_posted_interrupts())
+		SKIP(return, NEEDS_POSTED_INTERRUPTS);
+
+	start_l2_with_posted_interrupts(self->vcpu, self->vapic);
+	map_anonymous(self->desc_page, PAGE_SIZE);
+	post_interrupt(self->vm, self->desc_page);
+	expect_posted_interrupt(_metadata, self->vcpu, self->vapic, self->desc_page);
+}
+
+TEST_F(nested_vmx_pages, posted_interrupt_desc_migrated)
+{
+	int i;
+
+	if (!has_posted_interrupts())
+		SKIP(return, NEEDS_POSTED_INTERRUPTS);
+	if (!has_two_nodes())
+		SKIP(return, "needs two nodes");
+
+	start_l2_with_posted_interrupts(self->vcpu, self->vapic);
+	for (i = 0; i < 2; i++)
+		migrate(_metadata, self->desc_page, i);
+	post_interrupt(self->vm, self->desc_page);
+	expect_posted_interrupt(_metadata, self->vcpu, self->vapic, self->desc_page);
+}
+
+TEST_F(nested_vmx_pages, posted_interrupt_vapic_remapped)
+{
+	if (!has_posted_interrupts())
+		SKIP(return, NEEDS_POSTED_INTERRUPTS);
+
+	start_l2_with_posted_interrupts(self->vcpu, self->vapic);
+	map_anonymous(self->vapic, PAGE_SIZE);
+	post_interrupt(self->vm, self->desc_page);
+	expect_posted_interrupt(_metadata, self->vcpu, self->vapic, self->desc_page);
+}
+
+/* L2 ignores a SIPI, but KVM looks at L2's other events, too. */
+static void deliver_events_without_run(struct kvm_vcpu *vcpu)
+{
+	struct kvm_mp_state state;
+
+	send_msi(vcpu->vm, APIC_DM_STARTUP);
+	vcpu_mp_state_get(vcpu, &state);
+}
+
+/*
+ * KVM delivers events while the virtual-APIC page isn't mapped, and can't map
+ * it there.  It must take nothing out of the descriptor.
+ */
+TEST_F(nested_vmx_pages, posted_interrupt_before_vapic)
+{
+	if (!has_posted_interrupts())
+		SKIP(return, NEEDS_POSTED_INTERRUPTS);
+
+	start_l2_with_posted_interrupts(self->vcpu, self->vapic);
+	map_anonymous(self->vapic, PAGE_SIZE);
+	post_interrupt(self->vm, self->desc_page);
+	deliver_events_without_run(self->vcpu);
+	EXPECT_TRUE(is_posted(self->desc_page));
+	expect_posted_interrupt(_metadata, self->vcpu, self->vapic, self->desc_page);
+}
+
+TEST_F(nested_vmx_pages, posted_interrupt_while_halted)
+{
+	u8 *other = alloc_page();
+	struct test_task task;
+	bool ended;
+
+	if (!has_posted_interrupts())
+		SKIP(return, NEEDS_POSTED_INTERRUPTS);
+
+	start_l2_with_posted_interrupts(self->vcpu, self->vapic);
+	set_todo(self->vm, HALT, 0);
+	test_task_start(&task, test_task_vcpu_run, self->vcpu);
+	test_task_await_sleep(&task);
+
+	fill_desc(other);
+	map_anonymous(self->vapic, PAGE_SIZE);
+	TEST_ASSERT(mremap(other, PAGE_SIZE, PAGE_SIZE, MREMAP_MAYMOVE | MREMAP_FIXED,
+			   self->desc_page) == self->desc_page, "mremap(): errno %d", errno);
+	send_msi(self->vm, POSTED_VECTOR);
+	ended = test_task_join_in_time(&task);
+	EXPECT_TRUE(ended);
+	EXPECT_FALSE(is_posted(self->desc_page));
+	if (!ended) {
+		test_task_interrupt(&task);
+		test_task_join(&task);
+		return;
+	}
+
+	TEST_ASSERT_EQ(task.ret, 0);
+	EXPECT_EQ(get_result(self->vcpu), 1);
+	expect_vapic(_metadata, self->vcpu, self->vapic);
+}
+
+TEST_F(nested_vmx_pages, posted_interrupt_logged)
+{
+	if (!has_posted_interrupts())
+		SKIP(return, NEEDS_POSTED_INTERRUPTS);
+
+	start_l2_with_posted_interrupts(self->vcpu, self->vapic);
+	start_dirty_log(self->vm, self->mem);
+	is_dirty(self->vm, VAPIC);
+	is_dirty(self->vm, DESC);
+
+	post_interrupt(self->vm, self->desc_page);
+	expect_posted_interrupt(_metadata, self->vcpu, self->vapic, self->desc_page);
+	EXPECT_TRUE(is_dirty(self->vm, VAPIC));
+	EXPECT_TRUE(is_dirty(self->vm, DESC));
+}
+
+TEST_F(nested_vmx_pages, posted_interrupt_desc_unbacked_then_back)
+{
+	u8 *other = alloc_page();
+	bool failed;
+
+	if (!has_posted_interrupts())
+		SKIP(return, NEEDS_POSTED_INTERRUPTS);
+
+	start_l2_with_posted_interrupts(self->vcpu, self->vapic);
+	delete_slot(self->vm, DESC);
+	failed = run_unbacked(self->vcpu);
+	EXPECT_TRUE(failed);
+
+	set_slot(self->vm, DESC, 0, other);
+	run_backed(self->vcpu, failed);
+	TEST_ASSERT_EQ(run_op(self->vcpu, SET_TPR, 0), 0);
+	post_interrupt(self->vm, other);
+	expect_posted_interrupt(_metadata, self->vcpu, self->vapic, other);
+	kvm_munmap(other, PAGE_SIZE);
+}
+
+/* L2 runs nevertheless until an interrupt is posted. */
+TEST_F(nested_vmx_pages, posted_interrupt_desc_no_memslot)
+{
+	if (!has_posted_interrupts())
+		SKIP(return, NEEDS_POSTED_INTERRUPTS);
+
+	l1.desc = UNBACKED_GPA;
+	start_l2_with_posted_interrupts(self->vcpu, self->vapic);
+	expect_vapic(_metadata, self->vcpu, self->vapic);
+	send_msi(self->vm, POSTED_VECTOR);
+	EXPECT_TRUE(run_fails(self->vcpu));
 }
 
 /* L1's MSR bitmap, which KVM reads at each entry */
