@@ -67,7 +67,7 @@ class Sandbox(unittest.TestCase):
         self.addCleanup(shutil.rmtree, self.dir)
         self.top = os.path.join(self.dir, 'top')
         shutil.copytree(HARNESS, os.path.join(self.top, 'harness'),
-                        ignore=shutil.ignore_patterns('tests', 'planted', '__pycache__'))
+                        ignore=shutil.ignore_patterns('tests', 'planted', 'given', '__pycache__'))
         self.kernel = os.path.join(self.dir, 'kernel')
         for name, text in {**KERNEL_TREE, **self.scripts}.items():
             write(os.path.join(self.kernel, name), text)
@@ -328,6 +328,12 @@ class Lint(Sandbox):
         self.fails('harness/lint', says='harness/planted/x.patch does not apply')
         write(path, patch.replace('Plan:', 'Map:'))
         self.fails('harness/lint', says=['cannot read "Map:', 'harness/planted cannot be read'])
+        os.remove(path)
+        path = os.path.join(self.top, 'harness/given/x.patch')
+        write(path, patch)
+        self.ok('harness/lint')
+        write(path, patch.replace('line_twenty', 'line_20'))
+        self.fails('harness/lint', says='harness/given/x.patch does not apply')
 
 
 class Export(Sandbox):
