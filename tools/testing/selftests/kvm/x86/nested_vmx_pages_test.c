@@ -524,7 +524,7 @@ TEST_F(nested_vmx_pages, vapic_dropped_while_running)
 TEST_F(nested_vmx_pages, vapic_remapped)
 {
 	start_l2(self->vcpu, self->vapic);
-	map_anonymous(self->vapic, PAGE_SIZE);
+	remap_page(self->vapic);
 	set_tpr(self->vapic, 7);
 
 	expect_vapic(_metadata, self->vcpu, self->vapic);
@@ -1027,6 +1027,7 @@ TEST_F(nested_vmx_pages, unmapped_then_back)
 	bool failed;
 
 	start_l2(self->vcpu, self->vapic);
+	keep_page(self->vapic);
 	kvm_munmap(self->vapic, PAGE_SIZE);
 	failed = run_unbacked(self->vcpu);
 
@@ -1220,7 +1221,7 @@ TEST_F(nested_vmx_pages, two_vmcs12_in_turn)
 
 		/* The page of the VMCS that is current, or of the other one. */
 		if (i & 2) {
-			map_anonymous(vapic[i / 4 % 2], PAGE_SIZE);
+			remap_page(vapic[i / 4 % 2]);
 			set_tpr(vapic[i / 4 % 2], 12);
 		}
 		EXPECT_EQ(run_op(self->vcpu, EXIT_TO_L1, 0), 0);
@@ -1347,7 +1348,7 @@ TEST_F(nested_vmx_pages, virtual_interrupt_vapic_remapped)
 		SKIP(return, "needs virtual-interrupt delivery");
 
 	start_l2_with_virtual_interrupt(self->vcpu, self->vapic);
-	map_anonymous(self->vapic, PAGE_SIZE);
+	remap_page(self->vapic);
 	set_virr(self->vapic);
 	expect_virtual_interrupt(_metadata, self->vcpu);
 }
@@ -1486,7 +1487,7 @@ TEST_F(nested_vmx_pages, posted_interrupt_desc_remapped)
 		SKIP(return, NEEDS_POSTED_INTERRUPTS);
 
 	start_l2_with_posted_interrupts(self->vcpu, self->vapic);
-	map_anonymous(self->desc_page, PAGE_SIZE);
+	remap_page(self->desc_page);
 	post_interrupt(self->vm, self->desc_page);
 	expect_posted_interrupt(_metadata, self->vcpu, self->vapic, self->desc_page);
 }
@@ -1513,7 +1514,7 @@ TEST_F(nested_vmx_pages, posted_interrupt_vapic_remapped)
 		SKIP(return, NEEDS_POSTED_INTERRUPTS);
 
 	start_l2_with_posted_interrupts(self->vcpu, self->vapic);
-	map_anonymous(self->vapic, PAGE_SIZE);
+	remap_page(self->vapic);
 	post_interrupt(self->vm, self->desc_page);
 	expect_posted_interrupt(_metadata, self->vcpu, self->vapic, self->desc_page);
 }
@@ -1537,7 +1538,7 @@ TEST_F(nested_vmx_pages, posted_interrupt_before_vapic)
 		SKIP(return, NEEDS_POSTED_INTERRUPTS);
 
 	start_l2_with_posted_interrupts(self->vcpu, self->vapic);
-	map_anonymous(self->vapic, PAGE_SIZE);
+	remap_page(self->vapic);
 	post_interrupt(self->vm, self->desc_page);
 	deliver_events_without_run(self->vcpu);
 	EXPECT_TRUE(is_posted(self->desc_page));
@@ -1559,7 +1560,7 @@ TEST_F(nested_vmx_pages, posted_interrupt_while_halted)
 	test_task_await_sleep(&task);
 
 	fill_desc(other);
-	map_anonymous(self->vapic, PAGE_SIZE);
+	remap_page(self->vapic);
 	TEST_ASSERT(mremap(other, PAGE_SIZE, PAGE_SIZE, MREMAP_MAYMOVE | MREMAP_FIXED,
 			   self->desc_page) == self->desc_page, "mremap(): errno %d", errno);
 	send_msi(self->vm, POSTED_VECTOR);

@@ -65,15 +65,26 @@ static inline void map_anonymous(void *mem, size_t size)
 	map_over(mem, size, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 }
 
-/* A pipe keeps the old page, so that the next one is another page. */
-static inline void drop_page(void *page)
+/* In a pipe, so that what takes its place is another page. */
+static inline void keep_page(void *page)
 {
 	struct iovec iov = { .iov_base = page, .iov_len = PAGE_SIZE };
 	int fds[2];
 
 	TEST_ASSERT_EQ(pipe(fds), 0);
 	TEST_ASSERT_EQ(vmsplice(fds[1], &iov, 1, 0), PAGE_SIZE);
+}
+
+static inline void drop_page(void *page)
+{
+	keep_page(page);
 	TEST_ASSERT_EQ(madvise(page, PAGE_SIZE, MADV_DONTNEED), 0);
+}
+
+static inline void remap_page(void *page)
+{
+	keep_page(page);
+	map_anonymous(page, PAGE_SIZE);
 }
 
 /* Another page, with the same content. */
